@@ -1,0 +1,62 @@
+# Everything happens in the virtual environment .venv, so a system Python that refuses global installs
+# (PEP 668) is no obstacle. What is installed there is remembered until pyproject.toml changes: a
+# second run needs no network.
+#
+# PYTHON  the interpreter that makes .venv (default: the first of python3, python3.14 ... that is new enough)
+# RECIPE  what `make train` trains; ARGS  further arguments of the command or of pytest
+# JOBS    test processes; CUDA  12 or 13, the CUDA generation for `make test-gpu`
+
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= digits-mlp
+ARGS ?=
+JOBS ?= 2
+CUDA ?= 13
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.SECONDARY:
+.PHONY: help train test peers test-gpu lint format bench clean FORCE
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+train: $(VENV)/.installed-plot ## make .venv, install, and train RECIPE
+	$(BIN)/gpubackprop train $(RECIPE) $(ARGS)
+
+test: $(VENV)/.installed-test ## run the tests, all but the comparisons with PyTorch
+	$(BIN)/python -m pytest -n $(JOBS) -m "not peers" $(ARGS)
+
+peers: $(VENV)/.installed-test $(VENV)/.installed-peers ## compare with PyTorch and scikit-learn
+	$(BIN)/python -m pytest -n $(JOBS) -m peers --require peers $(ARGS)
+
+test-gpu: $(VENV)/.installed-test $(VENV)/.installed-cuda$(CUDA) ## run the GPU tests; fails without a GPU
+	$(BIN)/python -m pytest -m gpu --require gpu $(ARGS)
+
+lint: $(VENV)/.installed-dev ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-peers ## time this project, PyTorch and scikit-learn in turns
+	$(BIN)/python -m benchmarks.mlp $(ARGS)
+	$(BIN)/python -m benchmarks.operation_cost $(ARGS)
+
+clean: ## remove .venv and every cache
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find gpubackprop tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
+
+# The script runs every time but touches the file only when it makes the environment.
+$(VENV)/.python: FORCE
+	@PYTHON='$(PYTHON)' sh tools/venv.sh $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.python
+	@echo "Installing gpubackprop[$*] into $(VENV)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+FORCE:

@@ -1,0 +1,1 @@
+"""Benchmarks: run them as modules from the project's root, e.g. ``python -m benchmarks.mlp``."""

@@ -1,0 +1,149 @@
+"""Timing contenders in turns, each in its own process, so that the machine's drift cancels out of their ratios.
+
+A contender is a command that prints a line ``READY {json}`` once it is warm, and then for each line ``go SECONDS`` on its standard
+input runs for about that long and prints its steps per second. Between its turns it is stopped (SIGSTOP): the idle threads of one
+library must not slow down another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class Result:
+    """Rates of one contender over all rounds."""
+
+    name: str
+    steps_per_second: float
+    ratio: float
+    lowest: float
+    highest: float
+    info: dict[str, Any]
+
+    def row(self) -> str:
+        """One line of the table."""
+        note = "  ".join(f"{k}={v}" for k, v in self.info.items())
+        return (
+            f"{self.name:<26}{self.steps_per_second:>12.1f}{1e6 / self.steps_per_second:>12.1f}"
+            f"{self.ratio:>8.2f}  [{self.lowest:.2f} .. {self.highest:.2f}]  {note}"
+        )
+
+
+HEADER = f"{'contender':<26}{'steps/s':>12}{'us/step':>12}{'ratio':>8}  [lowest .. highest]"
+
+
+def run(module: str, workload: str, contenders: Sequence[str], rounds: int, seconds: float) -> tuple[list[Result], dict[str, str]]:
+    """Time contenders in turns.
+
+    Parameters
+    ----------
+    module : module to run as ``python -m MODULE --worker CONTENDER WORKLOAD``.
+    contenders : the first is the one that ratios refer to.
+    rounds : turns of each contender.
+    seconds : length of a turn.
+
+    Returns
+    -------
+    results, absent : a result per contender that ran, and why the others did not.
+    """
+    workers: dict[str, subprocess.Popen[str]] = {}
+    infos: dict[str, dict[str, Any]] = {}
+    absent: dict[str, str] = {}
+    try:
+        for name in contenders:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, "--worker", name, workload],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                bufsize=1,
+            )
+            assert process.stdout is not None and process.stderr is not None
+            line = process.stdout.readline()
+            while line and not line.startswith("READY"):
+                line = process.stdout.readline()
+            if not line:
+                absent[name] = (process.stderr.read().strip().splitlines() or ["ended without a word"])[-1]
+                process.wait()
+                continue
+            infos[name] = json.loads(line[5:])
+            workers[name] = process
+            process.send_signal(signal.SIGSTOP)
+        rates: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(rounds):
+            for name, process in workers.items():
+                assert process.stdin is not None and process.stdout is not None
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.05)
+                process.stdin.write(f"go {seconds}\n")
+                rates[name].append(float(process.stdout.readline()))
+                process.send_signal(signal.SIGSTOP)
+    finally:
+        for process in workers.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+    base = contenders[0]
+    results = []
+    for name, found in rates.items():
+        ratios = [a / b for a, b in zip(found, rates.get(base, found), strict=True)]
+        results.append(
+            Result(name, statistics.median(found), statistics.median(ratios), min(ratios), max(ratios), infos[name])
+        )
+    return results, absent
+
+
+def serve(step: Callable[[], Any], info: dict[str, Any], steps_per_call: int = 1) -> None:
+    """The contender's side: warm up, say so, then run when told."""
+    for _ in range(3):
+        step()
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.3:
+        step()
+        calls += 1
+    rate = calls / (time.perf_counter() - start)
+    print("READY" + json.dumps(info), flush=True)
+    for line in sys.stdin:
+        wanted = max(1, round(rate * float(line.split()[1])))
+        step()
+        start = time.perf_counter()
+        for _ in range(wanted):
+            step()
+        rate = wanted / (time.perf_counter() - start)
+        print(rate * steps_per_call, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and versions, for the head of a result."""
+    import importlib.metadata as metadata
+    import platform
+
+    model = platform.processor()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next((x.split(":", 1)[1].strip() for x in file if x.startswith("model name")), model)
+    except OSError:
+        pass
+    versions = {}
+    for package in ("numpy", "torch", "scikit-learn", "jax", "cupy-cuda13x"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+
+
+def as_json(results: Sequence[Result]) -> dict[str, Any]:
+    """Results by contender, for a file."""
+    return {r.name: {k: v for k, v in asdict(r).items() if k != "name"} for r in results}

@@ -1,0 +1,168 @@
+"""The primitives over an array namespace that follows NumPy: shared by the NumPy and the CUDA backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import EllipsisType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.base import Backend, Numerics
+from gpubackprop.backends.composites import normalize_axes
+from gpubackprop.backends.primitives import Array, Axis, DType, Primitives, Shape
+
+
+class ArrayBackend(Backend):
+    """Primitives spelled with the functions of ``xp``.
+
+    Elementwise kernels are the namespace's own functions, bound as attributes: calling one costs no Python frame.
+
+    Parameters
+    ----------
+    xp : the array namespace (``numpy`` or ``cupy``).
+    name, device : see :class:`Backend`.
+    numerics : see :class:`Backend`.
+    """
+
+    def __init__(
+        self, xp: ModuleType, name: str, device: str, numerics: Numerics = "deterministic"
+    ) -> None:
+        self.xp = xp
+        self.name = name
+        self.device = device
+        self.numerics = numerics
+        self.array_type = xp.ndarray
+        for kernel in Primitives.__annotations__:
+            setattr(self, kernel, getattr(xp, kernel))
+
+    def where(self, condition: Array, x1: Array, x2: Array) -> Array:
+        return self.xp.where(condition, x1, x2)
+
+    def clip(self, x: Array, low: Array, high: Array, out: Array | None = None) -> Array:
+        return self.xp.clip(x, low, high, out=out)
+
+    def sum(
+        self, x: Array, axis: Axis = None, keepdims: bool = False, out: Array | None = None
+    ) -> Array:
+        if x.dtype == np.float16:
+            total = self.xp.sum(x, axis=axis, dtype=np.float32, keepdims=keepdims)
+            return self.astype(total, np.float16) if out is None else self._fill(out, total)
+        return x.sum(axis=axis, out=out, keepdims=keepdims)
+
+    def _fill(self, out: Array, value: Array) -> Array:
+        out[...] = value
+        return out
+
+    def prod(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+        return self.xp.prod(x, axis=axis, keepdims=keepdims)
+
+    def max(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+        return x.max(axis=axis, keepdims=keepdims)
+
+    def min(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+        return x.min(axis=axis, keepdims=keepdims)
+
+    def any(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+        return self.xp.any(x, axis=axis, keepdims=keepdims)
+
+    def all(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+        return self.xp.all(x, axis=axis, keepdims=keepdims)
+
+    def argmax(self, x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+        return self.astype(self.xp.argmax(x, axis=axis, keepdims=keepdims), np.int64)
+
+    def argmin(self, x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+        return self.astype(self.xp.argmin(x, axis=axis, keepdims=keepdims), np.int64)
+
+    def cumsum(self, x: Array, axis: int) -> Array:
+        return self.xp.cumsum(x, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else None)
+
+    def reshape(self, x: Array, shape: Shape) -> Array:
+        return x.reshape(shape)
+
+    def transpose(self, x: Array, axes: Sequence[int] | None = None) -> Array:
+        return x.transpose(axes) if axes is not None else x.T
+
+    def broadcast_to(self, x: Array, shape: Shape) -> Array:
+        return self.xp.broadcast_to(x, shape)
+
+    def concatenate(self, arrays: Sequence[Array], axis: int = 0) -> Array:
+        return self.xp.concatenate(arrays, axis=axis)
+
+    def pad(self, x: Array, pad_width: Sequence[tuple[int, int]], value: float = 0.0) -> Array:
+        shape = tuple(n + a + b for n, (a, b) in zip(x.shape, pad_width, strict=True))
+        result = self.full(shape, value, x.dtype)
+        result[tuple(slice(a, a + n) for n, (a, _) in zip(x.shape, pad_width, strict=True))] = x
+        return result
+
+    def flip(self, x: Array, axis: Axis = None) -> Array:
+        return self.xp.flip(x, axis=axis)
+
+    def getitem(self, x: Array, key: Any) -> Array:
+        return x[key]
+
+    def scatter_getitem(self, dy: Array, key: Any, shape: Shape) -> Array:
+        result = self.zeros(shape, dy.dtype)
+        if is_basic_key(key) or getattr(key, "dtype", None) == np.bool_:
+            result[key] = dy  # no element can be named twice
+            return result
+        positions = self.arange(0, result.size, 1, np.int64).reshape(shape)[key].reshape(-1)
+        flat = self.scatter_take(self.xp.broadcast_to(dy, dy.shape).reshape(-1), positions, 0, result.size)
+        return flat.reshape(shape)
+
+    def take(self, x: Array, indices: Array, axis: int = 0) -> Array:
+        return self.xp.take(x, indices, axis=axis)
+
+    def take_along_axis(self, x: Array, indices: Array, axis: int) -> Array:
+        return self.xp.take_along_axis(x, indices, axis)
+
+    def scatter_along_axis(self, dy: Array, indices: Array, axis: int, size: int) -> Array:
+        (axis,) = normalize_axes(axis, dy.ndim)
+        shape = dy.shape[:axis] + (size,) + dy.shape[axis + 1 :]
+        total = int(np.prod(shape))
+        positions = self.arange(0, total, 1, np.int64).reshape(shape)
+        flat = self.take_along_axis(positions, indices, axis).reshape(-1)
+        return self.scatter_take(dy.reshape(-1), flat, 0, total).reshape(shape)
+
+    def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
+        return self.xp.matmul(x1, x2) if out is None else self.xp.matmul(x1, x2, out=out)
+
+    def einsum(self, subscripts: str, *operands: Array) -> Array:
+        return self.xp.einsum(subscripts, *operands, optimize=len(operands) > 2)
+
+    def asarray(self, data: Any, dtype: DType = None) -> Array:
+        return self.xp.asarray(data, dtype=dtype)
+
+    def empty(self, shape: Shape, dtype: DType) -> Array:
+        return self.xp.empty(shape, dtype)
+
+    def zeros(self, shape: Shape, dtype: DType) -> Array:
+        return self.xp.zeros(shape, dtype)
+
+    def ones(self, shape: Shape, dtype: DType) -> Array:
+        return self.xp.ones(shape, dtype)
+
+    def full(self, shape: Shape, value: Any, dtype: DType) -> Array:
+        return self.xp.full(shape, value, dtype)
+
+    def arange(self, start: float, stop: float, step: float, dtype: DType) -> Array:
+        return self.xp.arange(start, stop, step, dtype=dtype)
+
+    def astype(self, x: Array, dtype: DType) -> Array:
+        return x.astype(dtype, copy=False)
+
+    def copy(self, x: Array) -> Array:
+        return x.copy()
+
+    def copyto(self, target: Array, source: Array) -> None:
+        target[...] = source
+
+
+def is_basic_key(key: Any) -> bool:
+    """Whether indexing with `key` can only select each element once and yields a view (no index arrays)."""
+    entries = key if isinstance(key, tuple) else (key,)
+    return all(
+        k is None or isinstance(k, (slice, EllipsisType, int, np.integer)) and not isinstance(k, bool)
+        for k in entries
+    )

@@ -1,0 +1,56 @@
+"""The kernel contract: everything that the layers above may ask of a device.
+
+``Backend`` = primitives (each backend supplies them) + composites and updates (defined once, overridden where a fused kernel
+pays). Derivative rules, layers and optimizers speak to a backend and to nothing else; which array library answers is the
+backend's business.
+
+To add a backend: subclass ``Backend``, supply the primitives, register it in ``device.py``. The reflection test compares its
+signatures with the contract and the parity suite runs it over every operation's samples.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Literal
+
+from gpubackprop.backends.primitives import Array, Primitives
+from gpubackprop.backends.updates import Updates
+
+Numerics = Literal["native", "deterministic"]
+
+
+class Backend(Updates):
+    """Kernels on the arrays of one device.
+
+    Attributes
+    ----------
+    name : the array library's name, ``"numpy"`` or ``"cupy"``.
+    device : the device's name, ``"cpu"``, ``"cuda:0"``, ...
+    numerics : ``"deterministic"`` (same device, same bits, every run) or ``"native"`` (fastest).
+    array_type : the class of this backend's arrays.
+    """
+
+    name: str
+    device: str
+    numerics: Numerics
+    array_type: type
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was asked."""
+
+    def owns(self, x: Array) -> bool:
+        """Whether `x` is an array of this backend's device."""
+        return isinstance(x, self.array_type)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.device}>"
+
+
+def kernel_names() -> tuple[str, ...]:
+    """Names of every kernel in the contract, primitives first."""
+    names = [n for n in Primitives.__annotations__]
+    for cls in (Primitives, *[c for c in reversed(Updates.__mro__) if issubclass(c, Primitives)]):
+        for name, member in vars(cls).items():
+            if inspect.isfunction(member) and not name.startswith("_") and name not in names:
+                names.append(name)
+    return tuple(names)
