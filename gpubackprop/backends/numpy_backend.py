@@ -44,6 +44,15 @@ class NumPyBackend(ArrayBackend):
     def to_numpy(self, x: Array) -> np.ndarray:
         return x
 
+    def first_outside(
+        self, x: Array, low: float, high: float
+    ) -> tuple[tuple[int, ...], float] | None:
+        if not x.size or (x.min() >= low and x.max() <= high):
+            return None
+        wrong = np.logical_not((x >= low) & (x <= high))
+        at = np.unravel_index(int(wrong.argmax()), x.shape)
+        return tuple(int(i) for i in at), x[at].item()
+
     def erf(self, x: Array, out: Array | None = None) -> Array:
         result = special.erf(x)
         return result if out is None else self._fill(out, result)
@@ -54,7 +63,7 @@ class NumPyBackend(ArrayBackend):
     def scatter_take(self, dy: Array, indices: Array, axis: int, size: int) -> Array:
         # Sorting brings equal indices together, and one reduceat sums each group in the order of appearance: several times
         # faster than add.at for rows, and the order of every sum is fixed.
-        axis %= dy.ndim
+        axis %= dy.ndim - indices.ndim + 1
         lead = dy.shape[:axis]
         rows = dy.reshape(lead + (indices.size,) + dy.shape[axis + indices.ndim :])
         result = np.zeros(lead + (size,) + rows.shape[axis + 1 :], dy.dtype)

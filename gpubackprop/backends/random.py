@@ -110,6 +110,10 @@ class Generator:
         seed, stream, offset = state
         return cls(seed, stream, offset)
 
+    def __reduce__(self) -> tuple[type[Generator], tuple[int, int, int]]:
+        # The lock can be neither copied nor pickled; the state is all there is to keep.
+        return Generator, self.state()
+
     def __repr__(self) -> str:
         return f"Generator(seed={self._seed}, stream={self._stream}, offset={self._offset})"
 

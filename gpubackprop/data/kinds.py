@@ -163,17 +163,21 @@ def csv(
 ) -> Raw:
     """Return the table of a CSV file; without ``test_path`` it is split at random."""
     file = _located("csv", data_dir, path)
-    table = read_csv(
-        file, target=target, task=task, delimiter=delimiter, header=header, encoding=encoding
-    )
+    how: dict[str, Any] = {
+        "target": target,
+        "task": task,
+        "delimiter": delimiter,
+        "header": header,
+        "encoding": encoding,
+        "dtype": np.float64,
+    }
+    table = read_csv(file, **how)
     names, source = table.class_names, str(file)
     targets = _present(table)
     if test_path is None:
         return _divided(table.features, targets, test_fraction, split_seed, names, None, source)
     test_file = _located("csv", data_dir, test_path)
-    test = read_csv(
-        test_file, target=target, task=task, delimiter=delimiter, header=header, encoding=encoding
-    )
+    test = read_csv(test_file, **how)
     if test.feature_names != table.feature_names:
         raise DataError(
             f"{test_file} has the feature columns {', '.join(test.feature_names)}, but {file} has "

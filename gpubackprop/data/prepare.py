@@ -42,12 +42,16 @@ class Scaling:
 
     def __call__(self, samples: Array) -> Array:
         """Return the scaled samples, a new array of shape (samples, ...)."""
-        out = samples.astype(self.dtype)
+        # In float64 where the samples need it: a small spread around a large offset must survive.
+        dtype = np.result_type(samples.dtype, self.dtype)
+        out = samples.astype(dtype)
         if np.any(self.offset):
-            out -= self.offset.astype(self.dtype)
+            out -= self.offset.astype(dtype)
         if np.any(self.scale != 1):
-            out /= self.scale.astype(self.dtype)
-        return out
+            out /= self.scale.astype(dtype)
+        # A value too large for the dtype becomes an infinity, which the caller looks for.
+        with np.errstate(over="ignore"):
+            return out.astype(self.dtype, copy=False)
 
 
 def fit_scaling(

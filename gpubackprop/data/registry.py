@@ -16,7 +16,7 @@ from gpubackprop.data import kinds
 from gpubackprop.data.dataset import ArrayDataset
 from gpubackprop.data.kinds import Folder, Raw
 from gpubackprop.data.prepare import SCALES, Scaling, fit_scaling, one_hot
-from gpubackprop.errors import ConfigError
+from gpubackprop.errors import ConfigError, DataError
 
 DTYPES = ("float32", "float64")
 """What ``load`` can make of inputs."""
@@ -187,6 +187,8 @@ def _prepared(raw: Raw, flatten: bool, scale: str, one_hot: bool, dtype: str) ->
         lazy = inputs.size * scaling.dtype.itemsize > LAZY_BYTES
         part = ArrayDataset(inputs, _coded(targets, raw.classes, one_hot, dtype))
         parts.append(part.map(scaling, lazy=lazy))
+        if not lazy and inputs.dtype.kind == "f":
+            _check_finite(f"inputs of {raw.source}", parts[-1].array("input"), dtype)
     return DataSplit(
         train=parts[0],
         test=parts[1],
@@ -202,8 +204,16 @@ def _coded(targets: Any, classes: int | None, as_one_hot: bool, dtype: str) -> A
     if classes is None:
         if as_one_hot:
             raise ConfigError("one_hot needs classes, but the targets are numbers to predict")
-        return targets.astype(dtype)
+        with np.errstate(over="ignore"):
+            numbers = targets.astype(dtype)
+        _check_finite("targets", numbers, dtype)
+        return numbers
     return one_hot(targets, classes, dtype) if as_one_hot else targets.astype(np.int64)
+
+
+def _check_finite(what: str, values: Any, dtype: str) -> None:
+    if not np.isfinite(values).all():
+        raise DataError(f"{what} hold a value that is too large for {dtype}; scale or drop it")
 
 
 def _check(kind: DatasetKind, options: dict[str, Any]) -> None:

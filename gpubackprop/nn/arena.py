@@ -112,11 +112,11 @@ class Section:
             if g.array is not grad:
                 if g.shape != t.shape:
                     raise ShapeError(
-                        f"the gradient of parameter {i} has shape {g.shape}, the parameter {t.shape}"
+                        f"parameter {i} of the arena has shape {t.shape}, its gradient {g.shape}"
                     )
                 if g.backend is not self.backend:
                     raise DeviceError(
-                        f"the gradient of parameter {i} is on {g.device}, the parameter on {t.device}"
+                        f"parameter {i} of the arena is on {t.device}, its gradient on {g.device}"
                     )
                 self.backend.copyto(grad, g.array)
                 t.grad = Tensor(grad, self.backend)
@@ -124,7 +124,12 @@ class Section:
         return present
 
     def spans(
-        self, keys: Sequence[object], first: int = 0, last: int | None = None, *, exact: bool = False
+        self,
+        keys: Sequence[object],
+        first: int = 0,
+        last: int | None = None,
+        *,
+        exact: bool = False,
     ) -> Iterator[tuple[int, int, object]]:
         """Contiguous stretches of the buffers over parameters with equal keys.
 

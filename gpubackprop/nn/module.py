@@ -15,6 +15,7 @@ from gpubackprop.errors import ConfigError, DTypeError
 from gpubackprop.nn import state as _state
 from gpubackprop.nn.arena import Arena
 from gpubackprop.nn.parameter import Parameter
+from gpubackprop.suggest import unknown
 
 M = TypeVar("M", bound="Module")
 
@@ -29,7 +30,18 @@ def _kind(value: Any) -> str | None:
     return GENERATOR if isinstance(value, Generator) else None
 
 
-class Module:
+class _Bookkeeping:
+    """Makes a module's registry before any ``__init__`` runs: a subclass need not call super()."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__new__(cls)
+        object.__setattr__(self, "_registry", {})
+        object.__setattr__(self, "_transient", set())
+        object.__setattr__(self, "training", True)
+        return self
+
+
+class Module(_Bookkeeping):
     """Base of every layer and network.
 
     A subclass assigns parameters, modules and random generators to attributes and defines
@@ -53,13 +65,8 @@ class Module:
     _registry: dict[str, str]  # attribute name -> kind, in order of registration
     _transient: set[str]  # buffers that are not part of the state
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        # The bookkeeping exists before any __init__, so that a subclass need not call super().
-        self = super().__new__(cls)
-        object.__setattr__(self, "_registry", {})
-        object.__setattr__(self, "_transient", set())
-        object.__setattr__(self, "training", True)
-        return self
+    def __init__(self) -> None:
+        pass
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the module's result; every subclass defines it."""
@@ -78,19 +85,15 @@ class Module:
     # Registration.
     def __setattr__(self, name: str, value: Any) -> None:
         kind = _kind(value)
-        registered = self._registry.get(name)
-        if registered is None:
-            if kind is not None:
-                self._registry[name] = kind
-        elif kind != registered and value is not None:
-            if registered == BUFFER and isinstance(value, Tensor) and kind is None:
-                pass
-            elif kind is not None and registered != BUFFER:
-                self._registry[name] = kind
-            else:
+        if kind is not None:
+            self._registry[name] = kind
+        elif value is not None:
+            registered = self._registry.get(name)
+            buffered = registered == BUFFER and isinstance(value, Tensor)
+            if registered is not None and not buffered:
                 raise DTypeError(
                     f"{type(self).__name__}.{name} is a {registered}; it cannot be replaced by a "
-                    f"{type(value).__name__} (assign None or delete it first)"
+                    f"{type(value).__name__} (delete the attribute first)"
                 )
         object.__setattr__(self, name, value)
 
@@ -174,9 +177,7 @@ class Module:
         """The parameters in registration order, each once."""
         return (p for _, p in self._walk(PARAMETER, "", recurse))
 
-    def named_buffers(
-        self, prefix: str = "", recurse: bool = True
-    ) -> Iterator[tuple[str, Tensor]]:
+    def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """(path, buffer) in registration order."""
         return self._walk(BUFFER, prefix, recurse)
 
@@ -215,7 +216,7 @@ class Module:
         """The module at a path such as ``"encoder.0"``; the empty path is the module itself."""
         modules = dict(self.named_modules(remove_duplicate=False))
         if path not in modules:
-            raise ConfigError(_state.unknown("module path", path, [p for p in modules if p]))
+            raise ConfigError(unknown("module path", path, [p for p in modules if p]))
         return modules[path]
 
     # Modes and gradients.
@@ -271,18 +272,11 @@ class Module:
             for name, b in list(module._own(BUFFER)):
                 moved = b if target is None else b.to(target)
                 if dtype is not None and b.dtype.kind == "f":
-                    moved = moved.astype(dtype)
+                    moved = Tensor(moved.backend.astype(moved.array, dtype), moved.backend)
                 object.__setattr__(module, name, moved)
         return self
 
     # State.
-    def _entries(self, kind: str, persistent: bool = True) -> Iterator[tuple[str, Any]]:
-        """Like :meth:`_walk`, but tied values appear under every path."""
-        for path, module in self.named_modules(remove_duplicate=False):
-            for name, value in module._own(kind):
-                if not (persistent and name in module._transient):
-                    yield (f"{path}.{name}" if path else name), value
-
     def _state_entries(self) -> dict[str, Tensor]:
         entries: dict[str, Tensor] = {}
         for path, module in self.named_modules(remove_duplicate=False):
@@ -378,14 +372,5 @@ class Module:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         for name, value in self.__dict__.items():
-            object.__setattr__(twin, name, _state.deep_copy(value, memo))
+            object.__setattr__(twin, name, copy.deepcopy(value, memo))
         return twin
-
-    def __copy__(self) -> Module:
-        raise DTypeError(
-            f"{type(self).__name__}: a shallow copy would share parameters but not modes; "
-            "use copy.deepcopy"
-        )
-
-
-__all__ = ["Module", "Parameter", "copy"]

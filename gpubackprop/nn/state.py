@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,9 +11,7 @@ from gpubackprop.autograd import Tensor
 from gpubackprop.backends.random import Generator
 from gpubackprop.errors import CheckpointError
 from gpubackprop.nn.parameter import Parameter, host_array
-from gpubackprop.suggest import nearest, unknown
-
-__all__ = ["Difference", "cast", "compare_keys", "deep_copy", "generators", "load", "unknown"]
+from gpubackprop.suggest import nearest
 
 
 class Difference(NamedTuple):
@@ -117,17 +114,3 @@ def cast(parameter: Parameter, dtype: np.dtype) -> None:
     parameter.grad_buffer = parameter.home = None
     if parameter.grad is not None:
         parameter.grad = Tensor(backend.astype(parameter.grad.array, dtype), backend)
-
-
-def deep_copy(value: Any, memo: dict[int, Any]) -> Any:
-    """``copy.deepcopy`` that copies buffers and generators but not the devices behind them."""
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, Generator):
-        twin: Any = Generator.from_state(value.state())
-    elif isinstance(value, Tensor) and not isinstance(value, Parameter):
-        twin = Tensor(value.backend.copy(value.array), value.backend, value.requires_grad)
-    else:
-        return copy.deepcopy(value, memo)
-    memo[id(value)] = twin
-    return twin

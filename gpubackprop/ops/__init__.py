@@ -1,3 +1,16 @@
 """Layer 3: differentiable operations. Importing this package registers all of them."""
 
-from gpubackprop.ops import elementwise, products  # noqa: F401
+from gpubackprop.ops import (  # noqa: F401
+    activations,
+    cross_entropy,
+    elementwise,
+    indexing,
+    joining,
+    losses,
+    normalization,
+    products,
+    random,
+    reductions,
+    selection,
+    shape,
+)

@@ -10,6 +10,7 @@ import math
 
 from gpubackprop.ops.define import TIES, elementwise
 
+NUMBERS = (int, float, bool)
 TWO_OVER_SQRT_PI = 2.0 / math.sqrt(math.pi)
 
 # Arithmetic.
@@ -26,14 +27,8 @@ DIVIDE = elementwise(
 )
 POWER = elementwise(
     "power",
-    # The exponent 0 is set apart: its slope is 0 even at the base 0, where x2 * x1**(x2-1) would be 0 * inf.
-    lambda K, dy, x1, x2: K.multiply(
-        dy, K.multiply(x2, K.power(x1, K.where(K.equal(x2, 0), 1.0, K.subtract(x2, 1.0))))
-    ),
-    # d/db a**b = a**b log a; at the base 0 the limit 0 for a positive exponent.
-    lambda K, dy, x1, out: K.multiply(
-        dy, K.multiply(out, K.log(K.where(K.equal(x1, 0), 1.0, x1)))
-    ),
+    lambda K, dy, x1, x2: K.multiply(dy, power_slope(K, x1, x2)),
+    lambda K, dy, x1, out: K.multiply(dy, K.multiply(out, log_base(K, x1))),  # a**b log a
     ranges=((0.5, 2.0), (-1.5, 2.5)),
 )
 MAXIMUM = elementwise(
@@ -51,10 +46,31 @@ MINIMUM = elementwise(
 )
 ARCTAN2 = elementwise(
     "arctan2",
-    lambda K, dy, x1, x2: K.multiply(dy, K.divide(x2, K.add(K.square(x1), K.square(x2)))),
-    lambda K, dy, x1, x2: K.negative(K.multiply(dy, K.divide(x1, K.add(K.square(x1), K.square(x2))))),
+    lambda K, dy, x1, x2: K.multiply(dy, K.divide(x2, radius_squared(K, x1, x2))),
+    lambda K, dy, x1, x2: K.negative(K.multiply(dy, K.divide(x1, radius_squared(K, x1, x2)))),
     low=0.5,
 )
+
+
+# A Python number stays one below: as an array of NumPy's default dtype it would widen a float32 gradient.
+def log_base(K, x1):  # noqa: N803
+    """log(x1); 0 at the base 0, the limit of x1**b log(x1) for a positive exponent."""
+    if type(x1) in NUMBERS:
+        return math.log(x1 or 1.0) if x1 >= 0 else math.nan
+    return K.log(K.where(K.equal(x1, 0), 1.0, x1))
+
+
+def radius_squared(K, x1, x2):  # noqa: N803
+    """x1**2 + x2**2."""
+    first, second = (x * x if type(x) in NUMBERS else K.square(x) for x in (x1, x2))
+    return K.add(first, second)
+
+
+def power_slope(K, x1, x2):  # noqa: N803
+    """d/da a**b = b * a**(b-1). The exponent 0 is set apart: its slope is 0 even at the base 0, where the formula has 0 * inf."""
+    if not hasattr(x2, "dtype"):  # a Python number, which must stay one to leave the dtype alone
+        return K.multiply(K.power(x1, x2 - 1 if x2 else 1), x2)
+    return K.multiply(x2, K.power(x1, K.where(K.equal(x2, 0), 1.0, K.subtract(x2, 1.0))))
 
 
 def share(K, wins, x1, x2):  # noqa: N803

@@ -1,4 +1,4 @@
-"""Operations that choose elements: indexing and slicing, gather and scatter, where, clip."""
+"""Operations that choose elements: indexing and slicing, gather and scatter."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from gpubackprop.autograd import Operation, Sample, Spec
 from gpubackprop.autograd.operation import IndexErrorInOperation
 from gpubackprop.backends import Shape, backend_of
 from gpubackprop.errors import DTypeError, ShapeError
-from gpubackprop.ops.define import BROADCAST_SHAPES, ODD_SHAPES, broadcast_shapes, check_axis, draw, result_dtype
+from gpubackprop.ops.define import (
+    broadcast_shapes,
+    check_axis,
+)
 
 # Indexing with a key.
 
 
-def _on_device(K: Any, key: Any) -> Any:  # noqa: N803
+def _on_device(K: Any, key: Any) -> Any:
     """A key with its host arrays moved to the device of K."""
     if isinstance(key, tuple):
         return tuple(_on_device(K, k) for k in key)
@@ -30,11 +33,11 @@ def _on_host(key: Any) -> Any:
     return backend_of(key).to_numpy(key) if hasattr(key, "dtype") else key
 
 
-def _getitem_forward(K: Any, x: Any, *, key: Any) -> Any:  # noqa: N803
+def _getitem_forward(K: Any, x: Any, *, key: Any) -> Any:
     return K.getitem(x, _on_device(K, key))
 
 
-def _getitem_backward(K: Any, call: Any, dy: Any, *, key: Any) -> Any:  # noqa: N803
+def _getitem_backward(K: Any, call: Any, dy: Any, *, key: Any) -> Any:
     return (K.scatter_getitem(dy, key, call.shapes[0]),)
 
 
@@ -43,11 +46,13 @@ def _getitem_infer(x: Spec, *, key: Any) -> Spec:
 
 
 def _selected(name: str, shape: Shape, key: Any) -> Shape:
-    """Shape of what `key` selects out of `shape`: NumPy is asked, with an array that occupies no memory."""
+    """Shape of what `key` selects out of `shape`: NumPy says, on an array without memory."""
     try:
         return np.broadcast_to(np.zeros((), np.int8), shape)[_on_host(key)].shape
     except (IndexError, ValueError) as error:
-        raise IndexErrorInOperation(f"{name}: {error} (x has shape {tuple(shape)}, the index is {_words(key)})") from None
+        raise IndexErrorInOperation(
+            f"{name}: {error} (x has shape {tuple(shape)}, the index is {_words(key)})"
+        ) from None
     except TypeError as error:
         raise DTypeError(f"{name}: {error} (the index is {_words(key)})") from None
 
@@ -92,21 +97,26 @@ def _getitem_samples(rng: np.random.Generator) -> Iterable[Sample]:
         yield Sample((rng.standard_normal(shape),), {"key": key}, note=note)
 
 
-GETITEM = Operation("getitem", _getitem_forward, _getitem_backward, _getitem_infer, _getitem_samples).register()
+GETITEM = Operation(
+    "getitem", _getitem_forward, _getitem_backward, _getitem_infer, _getitem_samples
+).register()
 
 
-def _scatter_getitem_forward(K: Any, dy: Any, *, key: Any, shape: Shape) -> Any:  # noqa: N803
+def _scatter_getitem_forward(K: Any, dy: Any, *, key: Any, shape: Shape) -> Any:
     return K.scatter_getitem(dy, _on_device(K, key), shape)
 
 
-def _scatter_getitem_backward(K: Any, call: Any, dy: Any, *, key: Any, shape: Shape) -> Any:  # noqa: N803
+def _scatter_getitem_backward(K: Any, call: Any, dy: Any, *, key: Any, shape: Shape) -> Any:
     return (K.getitem(dy, key),)
 
 
 def _scatter_getitem_infer(dy: Spec, *, key: Any, shape: Shape) -> Spec:
     selected = _selected("scatter_getitem", shape, key)
     if selected != dy.shape:
-        raise ShapeError(f"scatter_getitem: the index selects shape {selected} out of {tuple(shape)}, but dy is {dy}")
+        raise ShapeError(
+            f"scatter_getitem: the index selects shape {selected} out of {tuple(shape)}, but dy "
+            f"is {dy}"
+        )
     return Spec(tuple(shape), dy.dtype)
 
 
@@ -133,11 +143,11 @@ def _check_indices(name: str, indices: Any) -> None:
         raise DTypeError(f"{name}: indices must be an array of integers, not {indices}")
 
 
-def _take_forward(K: Any, x: Any, indices: Any, *, axis: int = 0) -> Any:  # noqa: N803
+def _take_forward(K: Any, x: Any, indices: Any, *, axis: int = 0) -> Any:
     return K.take(x, indices, axis=axis)
 
 
-def _take_backward(K: Any, call: Any, dy: Any, indices: Any, *, axis: int = 0) -> Any:  # noqa: N803
+def _take_backward(K: Any, call: Any, dy: Any, indices: Any, *, axis: int = 0) -> Any:
     shape = call.shapes[0]
     axis %= len(shape)
     return K.scatter_take(dy, indices, axis, shape[axis]), None
@@ -168,14 +178,18 @@ def _take_samples(rng: np.random.Generator) -> Iterable[Sample]:
     yield Sample((rng.standard_normal((2, 3, 4)), np.array([[3, 0], [1, 3]])), {"axis": -1})
 
 
-TAKE = Operation("take", _take_forward, _take_backward, _take_infer, _take_samples, saves=("indices",)).register()
+TAKE = Operation(
+    "take", _take_forward, _take_backward, _take_infer, _take_samples, saves=("indices",)
+).register()
 
 
-def _scatter_take_forward(K: Any, dy: Any, indices: Any, *, axis: int, size: int) -> Any:  # noqa: N803
+def _scatter_take_forward(K: Any, dy: Any, indices: Any, *, axis: int, size: int) -> Any:
     return K.scatter_take(dy, indices, axis, size)
 
 
-def _scatter_take_backward(K: Any, call: Any, dy: Any, indices: Any, *, axis: int, size: int) -> Any:  # noqa: N803
+def _scatter_take_backward(
+    K: Any, call: Any, dy: Any, indices: Any, *, axis: int, size: int
+) -> Any:
     return K.take(dy, indices, axis=axis), None
 
 
@@ -184,7 +198,8 @@ def _scatter_take_infer(dy: Spec, indices: Spec, *, axis: int, size: int) -> Spe
     end = axis + len(indices.shape)
     if axis < 0 or dy.shape[axis:end] != indices.shape:
         raise ShapeError(
-            f"scatter_take: from axis {axis} on (counted from the front), dy ({dy}) must have the axes of indices ({indices})"
+            f"scatter_take: from axis {axis} on (counted from the front), dy ({dy}) must have "
+            f"the axes of indices ({indices})"
         )
     return Spec((*dy.shape[:axis], size, *dy.shape[end:]), dy.dtype)
 
@@ -209,11 +224,11 @@ SCATTER_TAKE = Operation(
 # One element along an axis for each position.
 
 
-def _take_along_axis_forward(K: Any, x: Any, indices: Any, *, axis: int) -> Any:  # noqa: N803
+def _take_along_axis_forward(K: Any, x: Any, indices: Any, *, axis: int) -> Any:
     return K.take_along_axis(x, indices, axis)
 
 
-def _take_along_axis_backward(K: Any, call: Any, dy: Any, indices: Any, *, axis: int) -> Any:  # noqa: N803
+def _take_along_axis_backward(K: Any, call: Any, dy: Any, indices: Any, *, axis: int) -> Any:
     return K.scatter_along_axis(dy, indices, axis, call.shapes[0][axis]), None
 
 
@@ -221,10 +236,14 @@ def _along_axis_shape(name: str, x: Spec, indices: Spec, axis: int) -> Shape:
     """Shape of ``take_along_axis``: that of the indices, broadcast with the other axes of x."""
     _check_indices(name, indices)
     if len(x.shape) != len(indices.shape) or not x.shape:
-        raise ShapeError(f"{name}: indices ({indices}) must have as many axes as x ({x}), and at least one")
+        raise ShapeError(
+            f"{name}: indices ({indices}) must have as many axes as x ({x}), and at least one"
+        )
     (along,) = check_axis(name, axis, x)
     lead = Spec((*x.shape[:along], 1, *x.shape[along + 1 :]), x.dtype)
-    shape = broadcast_shapes(name, (lead, Spec((*indices.shape[:along], 1, *indices.shape[along + 1 :]), x.dtype)))
+    shape = broadcast_shapes(
+        name, (lead, Spec((*indices.shape[:along], 1, *indices.shape[along + 1 :]), x.dtype))
+    )
     return (*shape[:along], indices.shape[along], *shape[along + 1 :])
 
 
@@ -238,6 +257,7 @@ ALONG_CASES: tuple[tuple[Shape, Shape, int], ...] = (
     ((5, 3), (7, 3), 0),
     ((2, 3, 4), (2, 2, 4), 1),
     ((1,), (3,), 0),
+    ((1,), (1,), 0),
     ((0, 3), (0, 2), 1),
     ((3, 5), (1, 2), 1),
 )
@@ -260,18 +280,22 @@ TAKE_ALONG_AXIS = Operation(
 ).register()
 
 
-def _scatter_along_axis_forward(K: Any, dy: Any, indices: Any, *, axis: int, size: int) -> Any:  # noqa: N803
+def _scatter_along_axis_forward(K: Any, dy: Any, indices: Any, *, axis: int, size: int) -> Any:
     return K.scatter_along_axis(dy, indices, axis, size)
 
 
-def _scatter_along_axis_backward(K: Any, call: Any, dy: Any, indices: Any, *, axis: int, size: int) -> Any:  # noqa: N803
+def _scatter_along_axis_backward(
+    K: Any, call: Any, dy: Any, indices: Any, *, axis: int, size: int
+) -> Any:
     return K.take_along_axis(dy, indices, axis), None
 
 
 def _scatter_along_axis_infer(dy: Spec, indices: Spec, *, axis: int, size: int) -> Spec:
     shape = _along_axis_shape("scatter_along_axis", dy, indices, axis)
     if shape != dy.shape:
-        raise ShapeError(f"scatter_along_axis: indices ({indices}) must broadcast to the shape of dy ({dy})")
+        raise ShapeError(
+            f"scatter_along_axis: indices ({indices}) must broadcast to the shape of dy ({dy})"
+        )
     along = axis % len(shape)
     return Spec((*shape[:along], size, *shape[along + 1 :]), dy.dtype)
 
@@ -291,68 +315,3 @@ SCATTER_ALONG_AXIS = Operation(
     _scatter_along_axis_samples,
     saves=("indices",),
 ).register()
-
-
-# Choosing by value.
-
-
-def _where_forward(K: Any, condition: Any, x1: Any, x2: Any) -> Any:  # noqa: N803
-    return K.where(condition, x1, x2)
-
-
-def _where_backward(K: Any, call: Any, dy: Any, condition: Any) -> Any:  # noqa: N803
-    _, first, second = call.needs
-    return (
-        None,
-        K.where(condition, dy, 0.0) if first else None,
-        K.where(condition, 0.0, dy) if second else None,
-    )
-
-
-def _where_infer(condition: Any, x1: Any, x2: Any) -> Spec:
-    dtype = np.result_type(*[np.empty(1, s.dtype) if isinstance(s, Spec) else s for s in (x1, x2)])
-    return Spec(broadcast_shapes("where", (condition, x1, x2)), dtype)
-
-
-def _where_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    for s1, s2 in BROADCAST_SHAPES:
-        condition = rng.uniform(size=np.broadcast_shapes(s1, s2)) < 0.5
-        yield Sample((condition, rng.standard_normal(s1), rng.standard_normal(s2)))
-    row = rng.uniform(size=(5,)) < 0.5
-    yield Sample((row, rng.standard_normal((3, 1)), rng.standard_normal((3, 5))), note="a broadcast condition")
-    yield Sample((row, rng.standard_normal((5,)), 0.0), note="a Python number")
-    yield Sample((row, -1.5, rng.standard_normal((5,))), note="a Python number")
-
-
-WHERE = Operation(
-    "where", _where_forward, _where_backward, _where_infer, _where_samples, saves=("condition",), broadcasts=True
-).register()
-
-
-def _clip_forward(K: Any, x: Any, *, low: float | None = None, high: float | None = None) -> Any:  # noqa: N803
-    return K.clip(x, low, high)
-
-
-def _clip_backward(K: Any, call: Any, dy: Any, x: Any, *, low: float | None = None, high: float | None = None) -> Any:  # noqa: N803
-    # The slope is 1 within the bounds, and on them (as in PyTorch), else 0.
-    if low is not None:
-        dy = K.where(K.greater_equal(x, low), dy, 0.0)
-    if high is not None:
-        dy = K.where(K.less_equal(x, high), dy, 0.0)
-    return (dy,)
-
-
-def _clip_infer(x: Spec, *, low: float | None = None, high: float | None = None) -> Spec:
-    dtype = result_dtype("clip", [x, low, high])
-    return Spec(x.shape, dtype)
-
-
-def _clip_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    bounds: tuple[tuple[float | None, float | None], ...] = ((-0.5, 0.75), (None, 0.5), (-0.25, None))
-    for shape in ODD_SHAPES:
-        for low, high in bounds:
-            x = draw(rng, shape, -2.0, 2.0, tuple(b for b in (low, high) if b is not None))
-            yield Sample((x,), {"low": low, "high": high})
-
-
-CLIP = Operation("clip", _clip_forward, _clip_backward, _clip_infer, _clip_samples, saves=("x",)).register()

@@ -13,12 +13,13 @@ from gpubackprop.autograd import ALL_INPUTS, Operation, Sample, Spec
 from gpubackprop.errors import ShapeError
 
 
-def _linear_forward(K: Any, x: Any, weight: Any, bias: Any) -> Any:  # noqa: N803
+def _linear_forward(K: Any, x: Any, weight: Any, bias: Any) -> Any:
     return K.linear(x, weight, bias)
 
 
-def _linear_backward(K: Any, call: Any, dy: Any, x: Any, weight: Any) -> Any:  # noqa: N803
-    # y = x W^T + b, one row per sample: the chain rule gives dx = dy W, and sums over the samples dW = dy^T x, db = sum(dy).
+def _linear_backward(K: Any, call: Any, dy: Any, x: Any, weight: Any) -> Any:
+    # y = x W^T + b, one row per sample: the chain rule gives dx = dy W, and sums over the samples
+    # dW = dy^T x, db = sum(dy).
     dx, dw, db = call.needs
     if dx:
         dx = K.matmul(dy, weight)
@@ -37,7 +38,8 @@ def _linear_infer(x: Spec, weight: Spec, bias: Spec | None) -> Spec:
         raise ShapeError(f"linear: weight must have shape (out, in), not {weight}")
     if not x.shape or x.shape[-1] != weight.shape[1]:
         raise ShapeError(
-            f"linear: the last axis of x ({x}) must have the {weight.shape[1]} features that weight ({weight}) takes"
+            f"linear: the last axis of x ({x}) must have the {weight.shape[1]} features that "
+            f"weight ({weight}) takes"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(f"linear: bias must have shape ({weight.shape[0]},), not {bias}")
@@ -65,22 +67,23 @@ LINEAR = Operation(
 # Matrix product.
 
 
-def _swap(K: Any, x: Any) -> Any:  # noqa: N803
+def _swap(K: Any, x: Any) -> Any:
     """Last two axes exchanged."""
     return K.transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
-def _rows(K: Any, x: Any) -> Any:  # noqa: N803
+def _rows(K: Any, x: Any) -> Any:
     """All leading axes joined into one."""
     return K.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-def _matmul_forward(K: Any, x1: Any, x2: Any) -> Any:  # noqa: N803
+def _matmul_forward(K: Any, x1: Any, x2: Any) -> Any:
     return K.matmul(x1, x2)
 
 
-def _matmul_backward(K: Any, call: Any, dy: Any, x1: Any, x2: Any) -> Any:  # noqa: N803
-    # Y = A B has dA = dY B^T and dB = A^T dY. A 1-d x1 is a row and a 1-d x2 a column, whose missing axis is put back first.
+def _matmul_backward(K: Any, call: Any, dy: Any, x1: Any, x2: Any) -> Any:
+    # Y = A B has dA = dY B^T and dB = A^T dY. A 1-d x1 is a row and a 1-d x2 a column, whose
+    # missing axis is put back first.
     row, column = x1.ndim == 1, x2.ndim == 1
     a = K.reshape(x1, (1, x1.shape[0])) if row else x1
     b = K.reshape(x2, (x2.shape[0], 1)) if column else x2
@@ -104,7 +107,9 @@ def _matmul_backward(K: Any, call: Any, dy: Any, x1: Any, x2: Any) -> Any:  # no
 def _matmul_infer(x1: Any, x2: Any) -> Spec:
     for name, x in (("x1", x1), ("x2", x2)):
         if not isinstance(x, Spec) or not x.shape:
-            raise ShapeError(f"matmul: {name} ({x}) needs at least one axis; use * for a product with a number")
+            raise ShapeError(
+                f"matmul: {name} ({x}) needs at least one axis; use * for a product with a number"
+            )
     a = x1.shape if len(x1.shape) > 1 else (1, *x1.shape)
     b = x2.shape if len(x2.shape) > 1 else (*x2.shape, 1)
     if a[-1] != b[-2]:
@@ -116,7 +121,8 @@ def _matmul_infer(x1: Any, x2: Any) -> Spec:
         batch = np.broadcast_shapes(a[:-2], b[:-2])
     except ValueError:
         raise ShapeError(
-            f"matmul: the leading axes of x1 ({x1}) and x2 ({x2}) do not broadcast; sizes must be equal or 1"
+            f"matmul: the leading axes of x1 ({x1}) and x2 ({x2}) do not broadcast; sizes must "
+            "be equal or 1"
         ) from None
     rows = a[-2:-1] if len(x1.shape) > 1 else ()
     columns = b[-1:] if len(x2.shape) > 1 else ()
@@ -141,7 +147,9 @@ def _matmul_samples(rng: np.random.Generator) -> Iterable[Sample]:
     )
     for s1, s2 in pairs:
         yield Sample((rng.standard_normal(s1), rng.standard_normal(s2)))
-    yield Sample((rng.standard_normal((4, 3)).T, rng.standard_normal((5, 4)).T), note="not contiguous")
+    yield Sample(
+        (rng.standard_normal((4, 3)).T, rng.standard_normal((5, 4)).T), note="not contiguous"
+    )
 
 
 MATMUL = Operation(
@@ -158,17 +166,19 @@ MATMUL = Operation(
 # Einstein summation.
 
 
-def _einsum_forward(K: Any, *operands: Any, subscripts: str) -> Any:  # noqa: N803
+def _einsum_forward(K: Any, *operands: Any, subscripts: str) -> Any:
     return K.einsum(subscripts, *operands)
 
 
-def _einsum_backward(K: Any, call: Any, dy: Any, *operands: Any, subscripts: str) -> Any:  # noqa: N803
-    # The sum is linear in each operand, so an operand's cotangent is again a sum: that of dy and the other operands.
+def _einsum_backward(K: Any, call: Any, dy: Any, *operands: Any, subscripts: str) -> Any:
+    # The sum is linear in each operand, so an operand's cotangent is again a sum: that of dy and
+    # the other operands.
     terms, result = split_subscripts(subscripts)
     sizes: dict[str, int] = {}
     for term, x in zip(terms, operands, strict=True):
         for letter, n in zip(term, x.shape, strict=True):
-            sizes[letter] = max(sizes.get(letter, n), n) if n else n  # a size of one is repeated
+            if sizes.setdefault(letter, n) == 1:  # a size of one is repeated
+                sizes[letter] = n
     return [
         _einsum_cotangent(K, dy, terms, result, operands, i, sizes) if needed else None
         for i, needed in enumerate(call.needs)
@@ -176,7 +186,7 @@ def _einsum_backward(K: Any, call: Any, dy: Any, *operands: Any, subscripts: str
 
 
 def _einsum_cotangent(
-    K: Any,  # noqa: N803
+    K: Any,
     dy: Any,
     terms: Sequence[str],
     result: str,
@@ -189,8 +199,8 @@ def _einsum_cotangent(
     wanted = ""
     for letter in terms[place]:
         if letter in wanted:
-            # A letter that occurs twice reads a diagonal. Its second occurrence gets a letter of its own, tied to the first
-            # by a unit matrix.
+            # A letter that occurs twice reads a diagonal. Its second occurrence gets a letter of
+            # its own, tied to the first by a unit matrix.
             twin = next(c for c in ascii_letters if c not in sizes and c not in wanted)
             n = sizes[letter]
             steps = K.arange(0, n, 1, "int64")
@@ -201,7 +211,9 @@ def _einsum_cotangent(
             wanted += letter
     have = set(result).union(*[set(t) for t, _ in others])
     reached = "".join(c for c in wanted if c in have)
-    dx = K.einsum(f"{','.join([result, *[t for t, _ in others]])}->{reached}", dy, *[x for _, x in others])
+    dx = K.einsum(
+        f"{','.join([result, *[t for t, _ in others]])}->{reached}", dy, *[x for _, x in others]
+    )
     if reached == wanted:
         return dx
     # Letters that only this operand has were summed out: the cotangent is the same all along them.
@@ -220,12 +232,13 @@ def split_subscripts(subscripts: str) -> tuple[list[str], str]:
 
 
 def explicit_subscripts(subscripts: str, ndims: Sequence[int]) -> str:
-    """Subscripts as the kernel wants them: letters only, with the result named and every ellipsis spelled out.
+    """Subscripts as the kernel wants them: the result named and every ellipsis spelled out.
 
     Parameters
     ----------
-    subscripts : as in ``numpy.einsum``: ``"ij,jk"``, ``"...ij,...jk->...ik"``. Without ``->`` the result has the letters that occur
-        once, in alphabetical order, after the axes of the ellipsis.
+    subscripts : as in ``numpy.einsum``: ``"ij,jk"``, ``"...ij,...jk->...ik"``. Without ``->`` the
+        result has the letters that occur once, in alphabetical order, after the axes of the
+        ellipsis.
     ndims : number of axes of each operand.
 
     Raises
@@ -238,17 +251,23 @@ def explicit_subscripts(subscripts: str, ndims: Sequence[int]) -> str:
     terms = left.split(",")
     if len(terms) != len(ndims):
         raise ShapeError(
-            f"einsum: subscripts {subscripts!r} name {len(terms)} operand(s), but {len(ndims)} were given"
+            f"einsum: subscripts {subscripts!r} name {len(terms)} operand(s), but {len(ndims)} "
+            "were given"
         )
     for part in (*terms, result):
         if not all(c in ascii_letters for c in part.replace("...", "", 1)):
-            raise ShapeError(f"einsum: subscripts {subscripts!r} may hold only letters, ',', '->' and '...'")
+            raise ShapeError(
+                f"einsum: subscripts {subscripts!r} may hold only letters, ',', '->' and '...'"
+            )
     spare = [c for c in reversed(ascii_letters) if c not in text]
     longest = 0
     for i, (term, ndim) in enumerate(zip(terms, ndims, strict=True)):
         extra = ndim - len(term.replace("...", ""))
         if extra < 0 or (extra and "..." not in term):
-            raise ShapeError(f"einsum: operand {i} has {ndim} axes, but subscripts {subscripts!r} name {term!r} for it")
+            raise ShapeError(
+                f"einsum: operand {i} has {ndim} axes, but subscripts {subscripts!r} name "
+                f"{term!r} for it"
+            )
         if "..." in term:
             longest = max(longest, extra)
     shared = "".join(spare[:longest])
@@ -264,13 +283,16 @@ def explicit_subscripts(subscripts: str, ndims: Sequence[int]) -> str:
     for c in result:
         if result.count(c) > 1 or not any(c in term for term in terms):
             raise ShapeError(
-                f"einsum: letter {c!r} of the result of {subscripts!r} must occur in an operand, and once in the result"
+                f"einsum: letter {c!r} of the result of {subscripts!r} must occur in an operand, "
+                "and once in the result"
             )
     return f"{','.join(terms)}->{result}"
 
 
 def _einsum_infer(*operands: Spec, subscripts: str) -> Spec:
-    terms, result = split_subscripts(explicit_subscripts(subscripts, [len(x.shape) for x in operands]))
+    terms, result = split_subscripts(
+        explicit_subscripts(subscripts, [len(x.shape) for x in operands])
+    )
     sizes: dict[str, int] = {}
     for i, (term, x) in enumerate(zip(terms, operands, strict=True)):
         for letter, n in zip(term, x.shape, strict=True):
@@ -279,7 +301,8 @@ def _einsum_infer(*operands: Spec, subscripts: str) -> Spec:
                 sizes[letter] = n
             elif n not in (1, known):
                 raise ShapeError(
-                    f"einsum: letter {letter!r} of {subscripts!r} has size {n} in operand {i} ({x}) and {known} before"
+                    f"einsum: letter {letter!r} of {subscripts!r} has size {n} in operand {i} "
+                    f"({x}) and {known} before"
                 )
     return Spec(tuple(sizes[c] for c in result), np.result_type(*[x.dtype for x in operands]))
 
@@ -304,7 +327,9 @@ def _einsum_samples(rng: np.random.Generator) -> Iterable[Sample]:
         (",i->i", ((), (3,)), "no axes"),
     )
     for subscripts, shapes, note in calls:
-        yield Sample(tuple(rng.standard_normal(s) for s in shapes), {"subscripts": subscripts}, note=note)
+        yield Sample(
+            tuple(rng.standard_normal(s) for s in shapes), {"subscripts": subscripts}, note=note
+        )
 
 
 EINSUM = Operation(

@@ -1,10 +1,9 @@
-"""Operations that move elements without changing them: reshape, transpose, broadcast, join, cut, pad, flip, cast."""
+"""Operations that move elements: reshape, transpose, broadcast, pad, flip, cast."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,18 @@ import numpy as np
 from gpubackprop.autograd import Operation, Sample, Spec
 from gpubackprop.backends import Axis, DType, Shape
 from gpubackprop.errors import ShapeError
-from gpubackprop.ops.define import BROADCAST_SHAPES, ODD_SHAPES, check_axis, same_spec
+from gpubackprop.ops.define import BROADCAST_SHAPES, ODD_SHAPES, check_axis, result_dtype, same_spec
 
 # Shape.
 
 
-def _reshape_forward(K: Any, x: Any, *, shape: Shape) -> Any:  # noqa: N803
+def _reshape_forward(K: Any, x: Any, *, shape: Shape) -> Any:
+    if min(shape, default=0) < -1:  # NumPy takes any negative size for -1
+        raise ValueError("a negative size")
     return K.reshape(x, shape)
 
 
-def _reshape_backward(K: Any, call: Any, dy: Any, *, shape: Shape) -> Any:  # noqa: N803
+def _reshape_backward(K: Any, call: Any, dy: Any, *, shape: Shape) -> Any:
     return (K.reshape(dy, call.shapes[0]),)
 
 
@@ -29,11 +30,15 @@ def _reshape_infer(x: Spec, *, shape: Shape) -> Spec:
     size = math.prod(x.shape)
     known = math.prod(n for n in shape if n != -1)
     if min(shape, default=0) < -1 or list(shape).count(-1) > 1:
-        raise ShapeError(f"reshape: shape {tuple(shape)} may hold one -1 and no other negative size")
+        raise ShapeError(
+            f"reshape: shape {tuple(shape)} may hold one -1 and no other negative size"
+        )
     if -1 in shape and known and size % known == 0:
         shape = tuple(size // known if n == -1 else n for n in shape)
     if -1 in shape or math.prod(shape) != size:
-        raise ShapeError(f"reshape: the {size} elements of x ({x}) do not fill the shape {tuple(shape)}")
+        raise ShapeError(
+            f"reshape: the {size} elements of x ({x}) do not fill the shape {tuple(shape)}"
+        )
     return Spec(tuple(shape), x.dtype)
 
 
@@ -50,14 +55,16 @@ def _reshape_samples(rng: np.random.Generator) -> Iterable[Sample]:
     yield Sample((rng.standard_normal((3, 4)).T,), {"shape": (6, 2)}, note="not contiguous")
 
 
-RESHAPE = Operation("reshape", _reshape_forward, _reshape_backward, _reshape_infer, _reshape_samples).register()
+RESHAPE = Operation(
+    "reshape", _reshape_forward, _reshape_backward, _reshape_infer, _reshape_samples
+).register()
 
 
-def _transpose_forward(K: Any, x: Any, *, axes: Sequence[int] | None = None) -> Any:  # noqa: N803
+def _transpose_forward(K: Any, x: Any, *, axes: Sequence[int] | None = None) -> Any:
     return K.transpose(x, axes)
 
 
-def _transpose_backward(K: Any, call: Any, dy: Any, *, axes: Sequence[int] | None = None) -> Any:  # noqa: N803
+def _transpose_backward(K: Any, call: Any, dy: Any, *, axes: Sequence[int] | None = None) -> Any:
     if axes is None:
         return (K.transpose(dy),)
     back = [0] * len(axes)
@@ -70,7 +77,9 @@ def _transpose_infer(x: Spec, *, axes: Sequence[int] | None = None) -> Spec:
     ndim = len(x.shape)
     order = tuple(reversed(range(ndim))) if axes is None else tuple(axes)
     if len(order) != ndim or len(set(check_axis("transpose", order, x))) != ndim:
-        raise ShapeError(f"transpose: axes {order} must name each of the {ndim} axes of x ({x}) once")
+        raise ShapeError(
+            f"transpose: axes {order} must name each of the {ndim} axes of x ({x}) once"
+        )
     return Spec(tuple(x.shape[a] for a in order), x.dtype)
 
 
@@ -91,11 +100,11 @@ TRANSPOSE = Operation(
 ).register()
 
 
-def _broadcast_to_forward(K: Any, x: Any, *, shape: Shape) -> Any:  # noqa: N803
+def _broadcast_to_forward(K: Any, x: Any, *, shape: Shape) -> Any:
     return K.broadcast_to(x, shape)
 
 
-def _broadcast_to_backward(K: Any, call: Any, dy: Any, *, shape: Shape) -> Any:  # noqa: N803
+def _broadcast_to_backward(K: Any, call: Any, dy: Any, *, shape: Shape) -> Any:
     return (K.sum_to(dy, call.shapes[0]),)
 
 
@@ -103,7 +112,8 @@ def _check_repeats(name: str, small: Shape, large: Shape) -> None:
     lead = len(large) - len(small)
     if lead < 0 or any(n not in (1, m) for n, m in zip(small, large[lead:], strict=True)):
         raise ShapeError(
-            f"{name}: shape {tuple(small)} does not broadcast to {tuple(large)}; sizes, counted from the last axis, "
+            f"{name}: shape {tuple(small)} does not broadcast to {tuple(large)}; sizes, counted "
+            "from the last axis, "
             "must be equal or 1"
         )
 
@@ -118,6 +128,7 @@ BROADCAST_PAIRS: tuple[tuple[Shape, Shape], ...] = (
     ((5,), (3, 5)),
     ((), (2, 3)),
     ((1,), (0,)),
+    ((), (1,)),
     ((1, 3), (0, 3)),
     ((2, 1, 3), (2, 4, 3)),
     ((3, 5), (3, 5)),
@@ -130,21 +141,26 @@ def _broadcast_to_samples(rng: np.random.Generator) -> Iterable[Sample]:
 
 
 BROADCAST_TO = Operation(
-    "broadcast_to", _broadcast_to_forward, _broadcast_to_backward, _broadcast_to_infer, _broadcast_to_samples
+    "broadcast_to",
+    _broadcast_to_forward,
+    _broadcast_to_backward,
+    _broadcast_to_infer,
+    _broadcast_to_samples,
 ).register()
 
 
-def _sum_to_forward(K: Any, x: Any, *, shape: Shape) -> Any:  # noqa: N803
+def _sum_to_forward(K: Any, x: Any, *, shape: Shape) -> Any:
     return K.sum_to(x, shape)
 
 
-def _sum_to_backward(K: Any, call: Any, dy: Any, *, shape: Shape) -> Any:  # noqa: N803
+def _sum_to_backward(K: Any, call: Any, dy: Any, *, shape: Shape) -> Any:
     return (K.broadcast_to(dy, call.shapes[0]),)
 
 
 def _sum_to_infer(x: Spec, *, shape: Shape) -> Spec:
     _check_repeats("sum_to", shape, x.shape)
-    return Spec(tuple(shape), x.dtype)
+    # Where nothing is repeated nothing is summed, and integers keep their width.
+    return Spec(tuple(shape), x.dtype if shape == x.shape else result_dtype("sum", [x]))
 
 
 def _sum_to_samples(rng: np.random.Generator) -> Iterable[Sample]:
@@ -152,101 +168,8 @@ def _sum_to_samples(rng: np.random.Generator) -> Iterable[Sample]:
         yield Sample((rng.standard_normal(large),), {"shape": small})
 
 
-SUM_TO = Operation("sum_to", _sum_to_forward, _sum_to_backward, _sum_to_infer, _sum_to_samples).register()
-
-
-# Joining and cutting.
-
-
-def _concatenate_forward(K: Any, *arrays: Any, axis: int = 0) -> Any:  # noqa: N803
-    return K.concatenate(arrays, axis=axis)
-
-
-def _along(ndim: int, axis: int, start: int, stop: int) -> tuple[slice, ...]:
-    """The key of a range of one axis."""
-    before = axis % ndim
-    return (*[slice(None)] * before, slice(start, stop))
-
-
-def _concatenate_backward(K: Any, call: Any, dy: Any, *, axis: int = 0) -> Any:  # noqa: N803
-    stops = list(accumulate(shape[axis] for shape in call.shapes))
-    return [
-        K.getitem(dy, _along(dy.ndim, axis, start, stop)) if needed else None
-        for needed, start, stop in zip(call.needs, [0, *stops], stops, strict=False)
-    ]
-
-
-def _concatenate_infer(*arrays: Spec, axis: int = 0) -> Spec:
-    first = arrays[0]
-    if not first.shape:
-        raise ShapeError("concatenate: arrays without axes cannot be joined; use stack")
-    (along,) = check_axis("concatenate", axis, first)
-    for i, x in enumerate(arrays):
-        same = len(x.shape) == len(first.shape)
-        if not same or any(n != m for a, (n, m) in enumerate(zip(x.shape, first.shape, strict=True)) if a != along):
-            raise ShapeError(
-                f"concatenate: array {i} ({x}) and array 0 ({first}) may differ in size only along axis {axis}"
-            )
-    total = sum(x.shape[along] for x in arrays)
-    shape = (*first.shape[:along], total, *first.shape[along + 1 :])
-    return Spec(shape, np.result_type(*[x.dtype for x in arrays]))
-
-
-def _concatenate_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    for shapes, axis in (
-        (((3, 5), (2, 5)), 0),
-        (((3, 5), (3, 1), (3, 2)), 1),
-        (((2, 3, 1), (2, 3, 4)), -1),
-        (((4,),), 0),
-        (((0, 3), (2, 3)), 0),
-        (((2, 1, 3), (2, 2, 3)), -2),
-    ):
-        yield Sample(tuple(rng.standard_normal(s) for s in shapes), {"axis": axis})
-
-
-CONCATENATE = Operation(
-    "concatenate", _concatenate_forward, _concatenate_backward, _concatenate_infer, _concatenate_samples
-).register()
-
-
-def _split_forward(K: Any, x: Any, *, indices: tuple[int, ...], axis: int = 0) -> Any:  # noqa: N803
-    bounds = [0, *indices, x.shape[axis]]
-    return tuple(K.getitem(x, _along(x.ndim, axis, a, b)) for a, b in zip(bounds, bounds[1:], strict=False))
-
-
-def _split_backward(K: Any, call: Any, dy: Any, *, indices: tuple[int, ...], axis: int = 0) -> Any:  # noqa: N803
-    return (K.concatenate(dy, axis=axis),)
-
-
-def _split_infer(x: Spec, *, indices: tuple[int, ...], axis: int = 0) -> tuple[Spec, ...]:
-    if not x.shape:
-        raise ShapeError("split: x has no axes")
-    (along,) = check_axis("split", axis, x)
-    bounds = [0, *indices, x.shape[along]]
-    if bounds != sorted(bounds):
-        raise ShapeError(
-            f"split: the cuts {tuple(indices)} must rise within [0, {x.shape[along]}], the length of axis {axis} of x ({x})"
-        )
-    return tuple(
-        Spec((*x.shape[:along], b - a, *x.shape[along + 1 :]), x.dtype)
-        for a, b in zip(bounds, bounds[1:], strict=False)
-    )
-
-
-def _split_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    for shape, indices, axis in (
-        ((6, 2), (2, 3), 0),
-        ((3, 5), (1, 4), -1),
-        ((2, 3, 4), (0, 2), 1),
-        ((5,), (), 0),
-        ((0, 3), (1,), 1),
-    ):
-        yield Sample((rng.standard_normal(shape),), {"indices": indices, "axis": axis})
-
-
-# Strict: slices would take cuts that overlap or lie outside, and the rule would then join the wrong pieces.
-SPLIT = Operation(
-    "split", _split_forward, _split_backward, _split_infer, _split_samples, outputs="many", strict=True
+SUM_TO = Operation(
+    "sum_to", _sum_to_forward, _sum_to_backward, _sum_to_infer, _sum_to_samples
 ).register()
 
 
@@ -255,11 +178,11 @@ SPLIT = Operation(
 PadWidth = Sequence[tuple[int, int]]
 
 
-def _pad_forward(K: Any, x: Any, *, pad_width: PadWidth, value: float = 0.0) -> Any:  # noqa: N803
+def _pad_forward(K: Any, x: Any, *, pad_width: PadWidth, value: float = 0.0) -> Any:
     return K.pad(x, pad_width, value)
 
 
-def _pad_backward(K: Any, call: Any, dy: Any, *, pad_width: PadWidth, value: float = 0.0) -> Any:  # noqa: N803
+def _pad_backward(K: Any, call: Any, dy: Any, *, pad_width: PadWidth, value: float = 0.0) -> Any:
     inner = tuple(slice(a, a + n) for n, (a, _) in zip(call.shapes[0], pad_width, strict=True))
     return (K.getitem(dy, inner),)
 
@@ -267,7 +190,8 @@ def _pad_backward(K: Any, call: Any, dy: Any, *, pad_width: PadWidth, value: flo
 def _pad_infer(x: Spec, *, pad_width: PadWidth, value: float = 0.0) -> Spec:
     if len(pad_width) != len(x.shape) or any(len(w) != 2 or min(w) < 0 for w in pad_width):
         raise ShapeError(
-            f"pad: pad_width {pad_width} must give (before, after), neither negative, for each of the {len(x.shape)} "
+            f"pad: pad_width {pad_width} must give (before, after), neither negative, for each "
+            f"of the {len(x.shape)} "
             f"axes of x ({x})"
         )
     return Spec(tuple(n + a + b for n, (a, b) in zip(x.shape, pad_width, strict=True)), x.dtype)
@@ -286,14 +210,16 @@ def _pad_samples(rng: np.random.Generator) -> Iterable[Sample]:
 
 
 # Strict: a negative width would cut the array instead.
-PAD = Operation("pad", _pad_forward, _pad_backward, _pad_infer, _pad_samples, strict=True).register()
+PAD = Operation(
+    "pad", _pad_forward, _pad_backward, _pad_infer, _pad_samples, strict=True
+).register()
 
 
-def _flip_forward(K: Any, x: Any, *, axis: Axis = None) -> Any:  # noqa: N803
+def _flip_forward(K: Any, x: Any, *, axis: Axis = None) -> Any:
     return K.flip(x, axis=axis)
 
 
-def _flip_backward(K: Any, call: Any, dy: Any, *, axis: Axis = None) -> Any:  # noqa: N803
+def _flip_backward(K: Any, call: Any, dy: Any, *, axis: Axis = None) -> Any:
     return (K.flip(dy, axis=axis),)
 
 
@@ -303,18 +229,25 @@ def _flip_infer(x: Spec, *, axis: Axis = None) -> Spec:
 
 
 def _flip_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    for shape, axis in (((3, 5), None), ((3, 5), -1), ((2, 3, 4), (0, 2)), ((1,), 0), ((0, 3), 0), ((), None)):
+    for shape, axis in (
+        ((3, 5), None),
+        ((3, 5), -1),
+        ((2, 3, 4), (0, 2)),
+        ((1,), 0),
+        ((0, 3), 0),
+        ((), None),
+    ):
         yield Sample((rng.standard_normal(shape),), {"axis": axis})
 
 
 FLIP = Operation("flip", _flip_forward, _flip_backward, _flip_infer, _flip_samples).register()
 
 
-def _astype_forward(K: Any, x: Any, *, dtype: DType) -> Any:  # noqa: N803
+def _astype_forward(K: Any, x: Any, *, dtype: DType) -> Any:
     return K.astype(x, dtype)
 
 
-def _astype_backward(K: Any, call: Any, dy: Any, *, dtype: DType) -> Any:  # noqa: N803
+def _astype_backward(K: Any, call: Any, dy: Any, *, dtype: DType) -> Any:
     return (dy,)  # the tape casts a cotangent to the dtype of its input
 
 
@@ -328,18 +261,22 @@ def _astype_samples(rng: np.random.Generator) -> Iterable[Sample]:
     # Values that float32 holds exactly, for the rounding itself has no derivative.
     exact = rng.integers(-8, 8, (3, 5)).astype(np.float64)
     yield Sample((exact,), {"dtype": np.dtype("float32")}, differentiable=False)
-    yield Sample((exact + 0.5,), {"dtype": np.dtype("int64")}, differentiable=False, note="towards zero")
+    yield Sample(
+        (exact + 0.5,), {"dtype": np.dtype("int64")}, differentiable=False, note="towards zero"
+    )
     yield Sample((exact.astype(np.int64),), {"dtype": np.dtype("bool")}, differentiable=False)
 
 
-ASTYPE = Operation("astype", _astype_forward, _astype_backward, _astype_infer, _astype_samples).register()
+ASTYPE = Operation(
+    "astype", _astype_forward, _astype_backward, _astype_infer, _astype_samples
+).register()
 
 
-def _copy_forward(K: Any, x: Any) -> Any:  # noqa: N803
+def _copy_forward(K: Any, x: Any) -> Any:
     return K.copy(x)
 
 
-def _copy_backward(K: Any, call: Any, dy: Any) -> Any:  # noqa: N803
+def _copy_backward(K: Any, call: Any, dy: Any) -> Any:
     return (dy,)
 
 

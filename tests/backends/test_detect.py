@@ -26,7 +26,8 @@ REPORT = """
 import json
 from gpubackprop.backends import detect
 problem = detect.gpu_problem()
-print(json.dumps([problem.code, problem.cause, problem.mend, len(detect.devices())] if problem else None))
+found = len(detect.devices())
+print(json.dumps([problem.code, problem.cause, problem.mend, found] if problem else None))
 """
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the stand-in driver is for Linux")

@@ -57,6 +57,7 @@ def test_every_type_reads_back(dtype: np.dtype[Any], packed: bool, tmp_path: Pat
     assert found.flags.writeable
 
 
+@pytest.mark.data
 def test_published_mnist(mnist_folder: Path) -> None:
     for part, count in (("train", 60_000), ("test", 10_000)):
         images, labels = read_mnist(mnist_folder, part)

@@ -1,0 +1,75 @@
+"""How many threads each kernel runs on, and how they share the work: functions of the shapes alone.
+
+The order of every sum follows from these numbers, so they depend on neither the device nor its
+load: the same shapes give the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+BLOCK = 256  # threads of a block, in every launch
+WARP = 32
+# Blocks beyond this many add no parallelism to any GPU of today; the grid-stride loops cover the
+# rest.
+_MAX_BLOCKS = 4096
+_MAX_ROW_BLOCKS = 65536
+_SPANS = 128
+_SHORTEST_SPAN = 32
+
+
+class Launch(NamedTuple):
+    """Blocks in the grid and threads in a block."""
+
+    grid: int
+    block: int = BLOCK
+
+
+def over(n: int) -> Launch:
+    """A launch for `n` > 0 independent elements."""
+    return Launch(min(_ceil(n, BLOCK), _MAX_BLOCKS))
+
+
+def over_rows(rows: int, cols: int) -> tuple[int, Launch]:
+    """Threads that share a row, and a launch for `rows` of `cols` > 0 columns.
+
+    Short rows take a warp each, which needs no synchronisation; long ones a block.
+    """
+    team = WARP if cols <= BLOCK else BLOCK
+    return team, Launch(min(_ceil(rows, BLOCK // team), _MAX_ROW_BLOCKS))
+
+
+def row_span(rows: int) -> int:
+    """How many consecutive rows one thread adds up where a column is summed in two steps."""
+    return max(_ceil(rows, _SPANS), _SHORTEST_SPAN)
+
+
+def over_segments(outer: int, size: int, count: int, tail: int) -> tuple[int, int, Launch]:
+    """How the threads of a block share a segment sum.
+
+    Parameters
+    ----------
+    outer, size, tail : shape of the result.
+    count : number of terms that are dealt out to the `size` segments.
+
+    Returns
+    -------
+    width : threads for neighbouring elements of the tail.
+    depth : threads that share one sum: about four times the mean length of a segment, since lengths
+        vary.
+    launch : the launch.
+    """
+    width = min(_power_of_two(tail), WARP)
+    depth = min(_power_of_two(_ceil(4 * count, size)), BLOCK // width)
+    height = BLOCK // (width * depth)
+    tiles = outer * _ceil(size, height) * _ceil(tail, width)
+    return width, depth, Launch(min(tiles, _MAX_ROW_BLOCKS))
+
+
+def _ceil(n: int, d: int) -> int:
+    return -(-n // d)
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is not below `n`."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,55 @@
+// What every kernel file begins with. The loader puts this text in front of each file, so there is nothing to include.
+//
+// Rules that the kernels keep:
+//  * arrays are C-contiguous, sizes and indices are 64 bits wide, and a grid of any size covers any array (grid-stride loops);
+//  * half-precision values are computed with in float, float in float, double in double;
+//  * no atomics: every sum has one order, fixed by the shapes alone;
+//  * the files are compiled without contraction of a * b + c, so that elementwise results equal NumPy's bit for bit.
+
+#ifdef GPUBACKPROP_HALF
+#include <cuda_fp16.h>
+#endif
+#ifdef GPUBACKPROP_BFLOAT16
+#include <cuda_bf16.h>
+#endif
+
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+
+// The type to compute in.
+template <typename T> struct Wide { typedef float type; };
+template <> struct Wide<double> { typedef double type; };
+
+__device__ __forceinline__ i64 thread_index() { return (i64)blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ i64 thread_count() { return (i64)gridDim.x * blockDim.x; }
+
+// A number that is given by value, or, so that a captured CUDA graph can replay with another one, by its place on the device.
+template <typename S> __device__ __forceinline__ S given(const S* place, S value) { return place ? *place : value; }
+
+struct Plus {
+  template <typename W> __device__ W operator()(W a, W b) const { return a + b; }
+};
+struct Larger {
+  template <typename W> __device__ W operator()(W a, W b) const { return a > b ? a : b; }
+};
+
+// Combine one value of each thread of a team; every thread gets the same bits. A team is a warp, or the whole block where
+// TEAM > 32, and all its threads must call.
+template <int TEAM, typename W, typename F> __device__ W team_reduce(W v, F f) {
+  for (int lane = 16; lane; lane >>= 1) v = f(v, __shfl_xor_sync(0xffffffffu, v, lane));
+  if (TEAM > 32) {
+    __shared__ W part[TEAM / 32];
+    __syncthreads();  // the values of the call before this one have been read
+    if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = v;
+    __syncthreads();
+    v = part[0];
+    for (int i = 1; i < TEAM / 32; ++i) v = f(v, part[i]);
+  }
+  return v;
+}
+
+// Rows are dealt out to teams in turn; a team's threads share a row's columns.
+template <int TEAM> __device__ __forceinline__ i64 first_row() { return thread_index() / TEAM; }
+template <int TEAM> __device__ __forceinline__ i64 row_step() { return thread_count() / TEAM; }
+template <int TEAM> __device__ __forceinline__ int first_column() { return threadIdx.x % TEAM; }

@@ -1,0 +1,71 @@
+// Taking elements by index, and the transpose: adding them back, in a fixed order.
+//
+// An index may be negative and then counts from the end. One that is out of range cannot raise here: what is taken is NaN, and
+// what is added back goes nowhere.
+
+// out[o, k, t] = x[o, indices[k], t]
+template <typename T, typename I>
+__global__ void take(const T* x, const I* indices, T* out, i64 outer, i64 size, i64 count, i64 tail) {
+  typedef typename Wide<T>::type W;
+  for (i64 e = thread_index(); e < outer * count * tail; e += thread_count()) {
+    i64 t = e % tail, k = e / tail % count, o = e / tail / count;
+    i64 i = (i64)indices[k];
+    if (i < 0) i += size;
+    out[e] = i >= 0 && i < size ? x[(o * size + i) * tail + t] : static_cast<T>((W)nanf(""));
+  }
+}
+
+// out[o, k, t] = x[o, indices[o, k, t], t]
+template <typename T, typename I>
+__global__ void take_along(const T* x, const I* indices, T* out, i64 outer, i64 size, i64 count, i64 tail) {
+  typedef typename Wide<T>::type W;
+  for (i64 e = thread_index(); e < outer * count * tail; e += thread_count()) {
+    i64 t = e % tail, o = e / tail / count;
+    i64 i = (i64)indices[e];
+    if (i < 0) i += size;
+    out[e] = i >= 0 && i < size ? x[(o * size + i) * tail + t] : static_cast<T>((W)nanf(""));
+  }
+}
+
+// bounds[r] = how many of the `count` sorted keys are below r, for r = 0 ... size; key k is keys[order[k]].
+__global__ void segment_bounds(const i64* keys, const i64* order, i64* bounds, i64 count, i64 size) {
+  for (i64 r = thread_index(); r <= size; r += thread_count()) {
+    i64 low = 0, high = count;
+    while (low < high) {
+      i64 middle = low + (high - low) / 2;
+      if (keys[order[middle]] < r)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    bounds[r] = low;
+  }
+}
+
+// out[o, r, t] = sum of dy[o, order[k], t] over bounds[r] <= k < bounds[r + 1].
+//
+// A block holds BLOCK threads: `width` of them for neighbouring t, `depth` of them sharing the sum of one element, the rest for
+// further elements. Lane d of a sum takes every depth-th term from the d-th on; the lanes are then added in their order.
+template <typename T, int BLOCK>
+__global__ void segment_sum(const T* dy, const i64* order, const i64* bounds, T* out, i64 outer, i64 count, i64 size, i64 tail,
+                            int width, int depth) {
+  typedef typename Wide<T>::type W;
+  __shared__ W part[BLOCK];
+  int lane_t = threadIdx.x % width, lane_d = threadIdx.x / width % depth, lane_r = threadIdx.x / (width * depth);
+  int height = BLOCK / (width * depth);
+  i64 tiles_t = (tail + width - 1) / width, tiles_r = (size + height - 1) / height;
+  for (i64 tile = blockIdx.x; tile < outer * tiles_r * tiles_t; tile += gridDim.x) {
+    i64 t = tile % tiles_t * width + lane_t, r = tile / tiles_t % tiles_r * height + lane_r, o = tile / tiles_t / tiles_r;
+    bool inside = t < tail && r < size;
+    W s = 0;
+    if (inside)
+      for (i64 k = bounds[r] + lane_d; k < bounds[r + 1]; k += depth) s += static_cast<W>(dy[(o * count + order[k]) * tail + t]);
+    __syncthreads();  // the sums of the tile before this one have been read
+    part[threadIdx.x] = s;
+    __syncthreads();
+    if (inside && lane_d == 0) {
+      for (int d = 1; d < depth; ++d) s += part[threadIdx.x + d * width];
+      out[(o * size + r) * tail + t] = static_cast<T>(s);
+    }
+  }
+}

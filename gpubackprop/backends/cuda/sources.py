@@ -1,0 +1,120 @@
+"""The ``.cu`` files: their text, the kernels in them, and every instantiation that is used.
+
+The signatures are read out of the files themselves, so there is no second list of arguments that
+could drift from them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent / "kernels"
+FILES = ("philox", "softmax", "norm", "optim", "scatter", "activations")
+
+# NumPy's dtype name -> the C++ type.
+FLOATS = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+}
+INDICES = {"int32": "int", "int64": "i64"}
+# Compilation without fused multiply-add: elementwise kernels are limited by memory, and then round
+# as NumPy does.
+OPTIONS = ("-std=c++17", "-fmad=false")
+
+_HEADERS = {"__half": "GPUBACKPROP_HALF", "__nv_bfloat16": "GPUBACKPROP_BFLOAT16"}
+# What each template parameter other than the element type T may be.
+_VALUES = {
+    "I": tuple(INDICES.values()),
+    "TEAM": ("32", "256"),
+    "BLOCK": ("256",),
+}
+_FUNCTIONS = {
+    "activation": ("Erf", "Sigmoid", "LeakyRelu", "Elu", "Gelu", "GeluTanh", "Silu", "Softplus"),
+    "activation_backward": (
+        "Sigmoid",
+        "Tanh",
+        "Relu",
+        "LeakyRelu",
+        "Elu",
+        "Gelu",
+        "GeluTanh",
+        "Silu",
+    ),
+}
+_KERNEL = re.compile(r"(?:template <([^{};()]*)>\s*)?__global__ void (\w+)\(([^)]*)\)")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A kernel as its file declares it.
+
+    Attributes
+    ----------
+    name : the kernel's name.
+    file : the file's name without ``.cu``.
+    parameters : names of the template parameters.
+    arguments : C++ type of each argument.
+    """
+
+    name: str
+    file: str
+    parameters: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+    def instantiations(self, element: str) -> Iterator[str]:
+        """Every expression that names this kernel for elements of the C++ type `element`."""
+        choices = [self._choices(p, element) for p in self.parameters]
+        for values in itertools.product(*choices):
+            yield self.expression(*values)
+
+    def expression(self, *values: str) -> str:
+        """The C++ expression for these template arguments."""
+        return f"{self.name}<{', '.join(values)}>" if values else self.name
+
+    def _choices(self, parameter: str, element: str) -> tuple[str, ...]:
+        if parameter == "T":
+            return (element,)
+        return _FUNCTIONS[self.name] if parameter == "F" else _VALUES[parameter]
+
+
+@functools.cache
+def source(file: str, element: str = "float") -> str:
+    """Text to compile for one file and one element type."""
+    define = f"#define {_HEADERS[element]}\n" if element in _HEADERS else ""
+    parts = (_FOLDER / "common.cuh", _FOLDER / f"{file}.cu")
+    return define + "\n".join(p.read_text(encoding="utf-8") for p in parts)
+
+
+@functools.cache
+def signatures() -> dict[str, Signature]:
+    """Every kernel by its name."""
+    found = {}
+    for file in FILES:
+        text = (_FOLDER / f"{file}.cu").read_text(encoding="utf-8")
+        for template, name, arguments in _KERNEL.findall(text):
+            parameters = tuple(p.split()[-1] for p in template.split(",") if p)
+            types = tuple(a.strip().rpartition(" ")[0] for a in arguments.split(","))
+            found[name] = Signature(name, file, parameters, types)
+    return found
+
+
+def elements(file: str) -> tuple[str, ...]:
+    """C++ element types that a file is compiled for. Parameters are updated in float or double."""
+    return ("float", "double") if file == "optim" else tuple(FLOATS.values())
+
+
+def instantiations(file: str, element: str) -> tuple[str, ...]:
+    """Every kernel expression of a file for one element type."""
+    return tuple(
+        expression
+        for signature in signatures().values()
+        if signature.file == file
+        for expression in signature.instantiations(element)
+    )

@@ -1,0 +1,95 @@
+"""Normalisation: mean 0 and variance 1 over some axes, then a learnt scale and shift."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.autograd import Operation, Sample, Spec
+from gpubackprop.backends import Shape
+from gpubackprop.errors import ShapeError
+from gpubackprop.ops.define import result_dtype
+
+
+def _layer_norm_forward(
+    K: Any, x: Any, weight: Any, bias: Any, *, axes: int = 1, eps: float = 1e-5
+) -> Any:
+    return K.layer_norm(x, weight, bias, axes, eps)
+
+
+def _layer_norm_backward(
+    K: Any,
+    call: Any,
+    dy: Any,
+    x: Any,
+    weight: Any,
+    mean: Any,
+    rstd: Any,
+    *,
+    axes: int = 1,
+    eps: float = 1e-5,
+) -> Any:
+    dx = dw = db = None
+    if call.needs[0] or call.needs[1]:
+        dx, dw = K.layer_norm_backward(dy, x, weight, mean, rstd, axes)
+    if call.needs[2]:
+        # The bias is added to every row, so its cotangent is the sum over the rows.
+        db = K.sum_to(dy, x.shape[x.ndim - axes :])
+    return dx, dw, db
+
+
+def _layer_norm_infer(
+    x: Spec, weight: Spec | None, bias: Spec | None, *, axes: int = 1, eps: float = 1e-5
+) -> Spec:
+    if not 1 <= axes <= len(x.shape):
+        raise ShapeError(
+            f"layer_norm: cannot normalise over the last {axes} axes of x ({x}); "
+            f"it has {len(x.shape)}"
+        )
+    normalized = x.shape[len(x.shape) - axes :]
+    for name, s in (("weight", weight), ("bias", bias)):
+        if s is not None and s.shape != normalized:
+            raise ShapeError(
+                f"layer_norm: {name} ({s}) must have the shape {normalized} of the normalised axes of "
+                f"x ({x})"
+            )
+    if 0 in normalized:
+        raise ShapeError(f"layer_norm: the normalised axes of x ({x}) have no elements")
+    dtypes = [s for s in (weight, bias) if s is not None]
+    return Spec(x.shape, np.result_type(result_dtype("sqrt", [x]), *[s.dtype for s in dtypes]))
+
+
+CASES: tuple[tuple[Shape, int], ...] = (
+    ((3, 5), 1),
+    ((2, 3, 4), 1),
+    ((2, 3, 4), 2),
+    ((7,), 1),
+    ((1, 6), 1),
+    ((0, 3), 1),
+)
+
+
+def _layer_norm_samples(rng: np.random.Generator) -> Iterable[Sample]:
+    for shape, axes in CASES:
+        normalized = shape[len(shape) - axes :]
+        x = rng.standard_normal(shape)
+        weight, bias = rng.uniform(0.5, 1.5, normalized), rng.standard_normal(normalized)
+        yield Sample((x, weight, bias), {"axes": axes, "eps": 1e-5})
+        yield Sample((x, None, None), {"axes": axes, "eps": 1e-2}, note="no scale, no shift")
+    x, weight = rng.standard_normal((5, 3)).T, rng.uniform(0.5, 1.5, 5)
+    yield Sample((x, weight, None), {"axes": 1, "eps": 1e-3}, note="not contiguous, no shift")
+    yield Sample((x, None, rng.standard_normal(5)), {"axes": 1}, note="no scale")
+
+
+LAYER_NORM = Operation(
+    "layer_norm",
+    _layer_norm_forward,
+    _layer_norm_backward,
+    _layer_norm_infer,
+    _layer_norm_samples,
+    saves=("x", "weight", "mean", "rstd"),
+    extras=("mean", "rstd"),
+    constant_extras=False,
+).register()

@@ -1,0 +1,19 @@
+"""Ready-made training recipes, and the reader of a user's own."""
+
+from gpubackprop.recipes.build import Job, build, build_model, load_data
+from gpubackprop.recipes.reading import load, names, text
+from gpubackprop.recipes.schema import Recipe, parse
+from gpubackprop.recipes.text import dump
+
+__all__ = [
+    "Job",
+    "Recipe",
+    "build",
+    "build_model",
+    "dump",
+    "load",
+    "load_data",
+    "names",
+    "parse",
+    "text",
+]

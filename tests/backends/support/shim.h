@@ -1,0 +1,188 @@
+// Runs CUDA kernels on the CPU, so that the very same source that a GPU compiles can be tested without one.
+//
+// Blocks run one after another. The threads of a block are fibers of one operating-system thread: each runs until it waits at a
+// barrier, then the next one does. So a run is deterministic, a launch costs microseconds, and the order in which the fibers are
+// served can be reversed: a kernel that lacks a __syncthreads() gives another result then. A block whose threads wait for each
+// other in vain is reported instead of hanging.
+//
+// What it does not show: timing, memory coalescing, the GPU's own exp and log, denormals flushed to zero.
+#pragma once
+#define GPUBACKPROP_SHIM 1
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <memory>
+#include <vector>
+
+#define __global__ static
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static  // one block at a time: a static variable is the block's own
+
+struct dim3_ {
+  unsigned x, y, z;
+};
+static dim3_ threadIdx, blockIdx, blockDim, gridDim;
+
+namespace shim {
+
+constexpr int kWarp = 32;
+constexpr size_t kStack = 64 * 1024;
+
+struct Barrier {
+  unsigned members = 0, arrived = 0;
+  unsigned long generation = 0;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool done = true;
+};
+
+static std::vector<Fiber> fibers;
+static std::vector<Barrier> warps;
+static Barrier block_barrier;
+static ucontext_t scheduler;
+static unsigned current;
+static void (*body)(void*);
+static void* body_data;
+static unsigned char exchange[1024][8];
+
+inline void run_fiber() {
+  body(body_data);
+  fibers[current].done = true;
+  swapcontext(&fibers[current].context, &scheduler);
+}
+
+inline void wait(Barrier& barrier) {
+  if (++barrier.arrived == barrier.members) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  unsigned self = current;
+  for (unsigned long generation = barrier.generation; barrier.generation == generation;)
+    swapcontext(&fibers[self].context, &scheduler);
+}
+
+// 0, or 1 when the block's threads wait for each other for ever.
+inline int run_block(unsigned threads, bool reversed) {
+  block_barrier = Barrier{threads};
+  warps.assign((threads + kWarp - 1) / kWarp, Barrier{});
+  for (unsigned t = 0; t < threads; ++t) ++warps[t / kWarp].members;
+  if (fibers.size() < threads) fibers.resize(threads);
+  for (unsigned t = 0; t < threads; ++t) {
+    Fiber& fiber = fibers[t];
+    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, run_fiber, 0);
+    fiber.done = false;
+  }
+  for (unsigned left = threads; left;) {
+    unsigned long before = block_barrier.generation;
+    for (const Barrier& w : warps) before += w.generation;
+    unsigned finished = 0;
+    for (unsigned k = 0; k < threads; ++k) {
+      current = reversed ? threads - 1 - k : k;
+      if (fibers[current].done) continue;
+      threadIdx = {current, 0, 0};
+      swapcontext(&scheduler, &fibers[current].context);
+      finished += fibers[current].done;
+    }
+    unsigned long after = block_barrier.generation;
+    for (const Barrier& w : warps) after += w.generation;
+    left -= finished;
+    if (left && !finished && after == before) return 1;
+  }
+  return 0;
+}
+
+template <typename F> int launch(unsigned grid, unsigned block, bool reversed, F kernel) {
+  body = [](void* data) { (*static_cast<F*>(data))(); };
+  body_data = &kernel;
+  blockDim = {block, 1, 1};
+  gridDim = {grid, 1, 1};
+  for (unsigned b = 0; b < grid; ++b) {
+    blockIdx = {b, 0, 0};
+    if (run_block(block, reversed)) return 1;
+  }
+  return 0;
+}
+
+}  // namespace shim
+
+inline void __syncthreads() { shim::wait(shim::block_barrier); }
+
+template <typename V> V __shfl_xor_sync(unsigned mask, V value, int lane) {
+  static_assert(sizeof(V) <= 8, "a shuffle moves at most 8 bytes");
+  unsigned self = threadIdx.x, other = self ^ (unsigned)lane;
+  shim::Barrier& warp = shim::warps[self / shim::kWarp];
+  if (mask != 0xffffffffu || warp.members != shim::kWarp) {
+    fprintf(stderr, "shim: a shuffle needs the whole warp\n");
+    abort();
+  }
+  memcpy(shim::exchange[self], &value, sizeof(V));
+  shim::wait(warp);
+  V result;
+  memcpy(&result, shim::exchange[other], sizeof(V));
+  shim::wait(warp);
+  return result;
+}
+
+// Half-precision types, as far as the kernels use them: stored in 16 bits, converted to and from float with rounding to even.
+struct __half {
+  unsigned short bits;
+  __half() = default;
+  explicit __half(float value) {
+    unsigned u;
+    memcpy(&u, &value, 4);
+    unsigned sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+      bits = (unsigned short)(sign | 0x7e00u);
+    } else if (magnitude >= 0x477ff000u) {
+      bits = (unsigned short)(sign | 0x7c00u);
+    } else {
+      // Round by adding a number whose last digit is the half's last digit, which also serves the subnormal halves.
+      int exponent = (int)(magnitude >> 23) - 127;
+      double unit = ldexp(1.0, (exponent < -14 ? -14 : exponent) - 10);
+      float absolute;
+      memcpy(&absolute, &magnitude, 4);
+      double rounded = nearbyint(absolute / unit);
+      if (exponent < -14)
+        bits = (unsigned short)(sign | (unsigned)rounded);
+      else
+        bits = (unsigned short)(sign | (((unsigned)(exponent + 15) << 10) + (unsigned)rounded - 1024u));
+    }
+  }
+  operator float() const {
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    double value = exponent == 31 ? (fraction ? NAN : HUGE_VAL)
+                                  : (exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24));
+    return (float)(bits & 0x8000 ? -value : value);
+  }
+};
+
+struct __nv_bfloat16 {
+  unsigned short bits;
+  __nv_bfloat16() = default;
+  explicit __nv_bfloat16(float value) {
+    unsigned u;
+    memcpy(&u, &value, 4);
+    bits = (unsigned short)(value != value ? 0x7fc0u : (u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+  }
+  operator float() const {
+    unsigned u = (unsigned)bits << 16;
+    float value;
+    memcpy(&value, &u, 4);
+    return value;
+  }
+};

@@ -1,0 +1,149 @@
+"""Builds the ``.cu`` files for the CPU (see ``shim.h``) and runs their kernels on NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import getpass
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from gpubackprop.backends.cuda import sources
+
+HEADER = Path(__file__).with_name("shim.h")
+# -ffp-contract=off is the GPU compiler's -fmad=false.
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")
+_POINTED = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "__half": np.dtype(np.float16),
+    "int": np.dtype(np.int32),
+    "i64": np.dtype(np.int64),
+    "u64": np.dtype(np.uint64),
+    "u32": np.dtype(np.uint32),
+    "bool": np.dtype(np.bool_),
+}
+
+
+def missing() -> str:
+    """Why kernels cannot be built here, or an empty string."""
+    return "" if shutil.which("g++") else "g++ is not installed"
+
+
+def pointed(argument: str, bindings: dict[str, str]) -> np.dtype | None:
+    """The dtype that an argument of this C++ type points to (None for a scalar or bfloat16)."""
+    if not argument.endswith("*"):
+        return None
+    name = argument.removeprefix("const ").removesuffix("*")
+    if name == "typename Wide<T>::type":
+        name = "double" if bindings["T"] == "double" else "float"
+    return _POINTED.get(bindings.get(name, name))
+
+
+class Kernel:
+    """One instantiation of a kernel, built for the CPU."""
+
+    def __init__(self, expression: str, function: ctypes._CFuncPtr) -> None:
+        name, _, rest = expression.partition("<")
+        self.signature = sources.signatures()[name]
+        values = [v.strip() for v in rest.removesuffix(">").split(",")] if rest else []
+        self.bindings = dict(zip(self.signature.parameters, values, strict=True))
+        self.expression = expression
+        self._function = function
+
+    def __call__(self, grid: int, block: int, arguments: tuple, reverse: bool = False) -> None:
+        """Run the kernel. `arguments` are C-contiguous arrays, or NumPy scalars as CuPy wants them.
+
+        Raises
+        ------
+        TypeError
+            If an array is not of the type that the kernel reads, or a scalar not of its width.
+        RuntimeError
+            If the threads of a block wait for each other for ever.
+        """
+        cells = []
+        for argument, value in zip(self.signature.arguments, arguments, strict=True):
+            if isinstance(value, np.ndarray):
+                wanted = pointed(argument, self.bindings)
+                if not argument.endswith("*") or (wanted is not None and value.dtype != wanted):
+                    raise TypeError(f"{self.expression}: {argument} cannot be {value.dtype} array")
+                if not value.flags.c_contiguous:
+                    raise TypeError(f"{self.expression}: an array for {argument} has gaps")
+                cells.append(np.array(value.ctypes.data, np.uint64))
+            elif not isinstance(value, np.generic):
+                raise TypeError(
+                    f"{self.expression}: {argument} needs a NumPy scalar, not {value!r}"
+                )
+            elif argument.endswith("*"):
+                if value.dtype != np.uint64 or value != 0:
+                    raise TypeError(f"{self.expression}: {argument} cannot be {value!r}")
+                cells.append(np.array(value))
+            else:
+                if value.dtype != _POINTED[argument]:
+                    raise TypeError(f"{self.expression}: {argument} cannot be {value.dtype}")
+                cells.append(np.array(value))
+        pointers = (ctypes.c_void_p * len(cells))(*(c.ctypes.data for c in cells))
+        if grid < 1 or block % 32 or not 32 <= block <= 1024:
+            raise RuntimeError(f"{self.expression}: cannot launch {grid} blocks of {block} threads")
+        if self._function(pointers, grid, block, int(reverse)):
+            raise RuntimeError(f"{self.expression}: the threads wait for each other for ever")
+
+
+@functools.cache
+def library(file: str, element: str) -> dict[str, Kernel]:
+    """Every kernel of a file for one element type, by its expression."""
+    return build(sources.source(file, element), sources.instantiations(file, element))
+
+
+def build(source: str, expressions: tuple[str, ...]) -> dict[str, Kernel]:
+    """Compile kernels for the CPU, or take them from the cache of an earlier run."""
+    kernels = []
+    for number, expression in enumerate(expressions):
+        name, _, rest = expression.partition("<")
+        signature = sources.signatures()[name]
+        values = [v.strip() for v in rest.removesuffix(">").split(",")] if rest else []
+        bindings = "".join(
+            f"  constexpr int {p} = {v};\n" if v.isdigit() else f"  typedef {v} {p};\n"
+            for p, v in zip(signature.parameters, values, strict=True)
+        )
+        passed = ", ".join(f"*({t}*)a[{i}]" for i, t in enumerate(signature.arguments))
+        call = f"{name}<{', '.join(signature.parameters)}>" if values else name
+        kernels.append(
+            f'extern "C" int k{number}(void** a, unsigned grid, unsigned block, int reversed) {{\n'
+            f"{bindings}  return shim::launch(grid, block, reversed, [&] {{ {call}({passed}); }});\n}}\n"
+        )
+    body = source.replace("#include <cuda_fp16.h>", "").replace("#include <cuda_bf16.h>", "")
+    text = "\n".join([HEADER.read_text(), body, *kernels])
+    key = hashlib.sha256("\0".join([text, *FLAGS, _compiler()]).encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir()) / f"gpubackprop-shim-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"{key}.so"
+    if not target.exists():
+        _compile(text, target)
+    loaded = ctypes.CDLL(str(target))
+    return {e: Kernel(e, getattr(loaded, f"k{n}")) for n, e in enumerate(expressions)}
+
+
+@functools.cache
+def _compiler() -> str:
+    return subprocess.run(
+        ["g++", "-dumpfullversion"], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def _compile(text: str, target: Path) -> None:
+    handle, part = tempfile.mkstemp(dir=target.parent, suffix=".so")
+    os.close(handle)
+    run = subprocess.run(
+        ["g++", *FLAGS, "-x", "c++", "-", "-o", part], input=text, capture_output=True, text=True
+    )
+    if run.returncode:
+        os.unlink(part)
+        raise RuntimeError(f"g++ refused the kernels:\n{run.stderr[:4000]}")
+    os.replace(part, target)  # several workers may build the same file at once
