@@ -31,7 +31,7 @@ peers: $(VENV)/.installed-test $(VENV)/.installed-peers ## compare with PyTorch 
 	$(BIN)/python -m pytest -n $(JOBS) -m peers --require peers $(ARGS)
 
 kernels: $(VENV)/.installed-test $(VENV)/.installed-kernels ## compile every CUDA source; needs no GPU
-	$(BIN)/python -m pytest -n $(JOBS) --require nvrtc tests/backends/test_cuda_compile.py $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --require nvrtc tests/backends/test_cuda_compile.py tests/backends/test_detect.py $(ARGS)
 
 test-gpu: $(VENV)/.installed-test $(VENV)/.installed-cuda$(CUDA) ## run the GPU tests; fails without a GPU
 	$(BIN)/python -m pytest -m gpu --require gpu $(ARGS)

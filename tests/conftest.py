@@ -4,8 +4,8 @@ surroundings.
 Tests that need a GPU carry ``@pytest.mark.gpu``, those that read real data use the fixtures below,
 and those that compare with PyTorch or scikit-learn carry ``@pytest.mark.peers`` and begin with
 ``pytest.importorskip``. Where the thing is absent they show as skipped, with the cause. ``--require
-gpu`` (or ``peers``, ``data``, ``nvrtc``) turns that into an error: a run that was started for their sake must
-not pass without them.
+gpu`` (or ``peers``, ``data``, ``nvrtc``) turns that into an error: a run that was started for their
+sake must not pass without them.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ class ArrayMethods:
         if isinstance(min, (*NUMBERS, type(None))) and isinstance(max, (*NUMBERS, type(None))):
             return apply(REGISTRY["clip"], self, low=min, high=max)
         low = self if min is None else apply(REGISTRY["maximum"], self, min)
-        return low if max is None else apply(REGISTRY["minimum"], low, max)  # type: ignore[return-value]
+        return low if max is None else apply(REGISTRY["minimum"], low, max)
 
     clamp = clip
 
@@ -341,7 +341,7 @@ def _sequence(args: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _plain_key(key: Any, backend: Backend) -> Any:
-    """An index with its tensors and lists replaced by arrays."""
+    """An index with its tensors, lists and host arrays replaced by arrays of the device."""
     kind = type(key)
     if kind is int or kind is slice:
         return key
@@ -354,4 +354,6 @@ def _plain_key(key: Any, backend: Backend) -> Any:
                 "move one with .to(device)"
             )
         return key.array
-    return np.asarray(key) if isinstance(key, list) else key
+    if isinstance(key, (list, np.ndarray)):
+        return backend.asarray(np.asarray(key))
+    return key

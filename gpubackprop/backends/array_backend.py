@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import EllipsisType, ModuleType
 from typing import Any
@@ -103,12 +104,17 @@ class ArrayBackend(Backend):
         return x[key]
 
     def scatter_getitem(self, dy: Array, key: Any, shape: Shape) -> Array:
-        result = self.zeros(shape, dy.dtype)
         if is_basic_key(key) or getattr(key, "dtype", None) == np.bool_:
+            result = self.zeros(shape, dy.dtype)
             result[key] = dy  # no element can be named twice
             return result
-        positions = self.arange(0, result.size, 1, np.int64).reshape(shape)[key].reshape(-1)
-        flat = self.scatter_take(self.xp.broadcast_to(dy, dy.shape).reshape(-1), positions, 0, result.size)
+        axis = sole_index_axis(key)
+        if axis is not None:  # whole slices by number: no need to number each element
+            indices = key[axis] if isinstance(key, tuple) else key
+            return self.scatter_take(dy, indices, axis, shape[axis])
+        size = math.prod(shape)
+        positions = self.arange(0, size, 1, np.int64).reshape(shape)[key].reshape(-1)
+        flat = self.scatter_take(self.xp.broadcast_to(dy, dy.shape).reshape(-1), positions, 0, size)
         return flat.reshape(shape)
 
     def take(self, x: Array, indices: Array, axis: int = 0) -> Array:
@@ -167,3 +173,13 @@ def is_basic_key(key: Any) -> bool:
         k is None or isinstance(k, (slice, EllipsisType, int, np.integer)) and not isinstance(k, bool)
         for k in entries
     )
+
+
+def sole_index_axis(key: Any) -> int | None:
+    """The axis of a key's integer array where the rest are whole axes; None for other keys."""
+    entries = key if isinstance(key, tuple) else (key,)
+    axes = [i for i, k in enumerate(entries) if not (isinstance(k, slice) and k == slice(None))]
+    if len(axes) != 1:
+        return None
+    kind = getattr(getattr(entries[axes[0]], "dtype", None), "kind", None)
+    return axes[0] if kind in ("i", "u") else None

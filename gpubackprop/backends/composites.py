@@ -242,6 +242,8 @@ class Composites(Primitives):
         logp = log_probabilities
         q = self.smoothed_targets(target, logp.shape[1], logp.dtype, weight, ignore_index, label_smoothing)
         slope = self.subtract(self.multiply(self.exp(logp), self.sum(q, axis=1, keepdims=True)), q)
+        # A mean over rows that are all ignored has an infinite dy, and 0 * inf is no number.
+        dy = self.where(self.equal(target, ignore_index), 0.0, dy)
         return self.multiply(self.reshape(dy, (dy.shape[0], 1)), slope)
 
     def smoothed_targets(

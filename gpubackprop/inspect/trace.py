@@ -169,6 +169,7 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: the samples as tensors, everything else as JSON in its header."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tensors, table = {}, []
@@ -186,9 +187,9 @@ class Trace:
         try:
             save_file(tensors, part, metadata=header)
             part.replace(target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)
-            raise CheckpointError(f"cannot write the trace {target}: {error.strerror or error}") from None
+            raise CheckpointError(f"cannot write the trace {target}: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

@@ -19,7 +19,8 @@ from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeErro
 from gpubackprop.nn.parameter import Parameter
 
 ALIGNMENT = 64
-"""Parameters begin at multiples of this many bytes: a cache line, and enough for vector loads."""
+"""Parameters begin at multiples of this many bytes from the buffer's start: what vector loads and
+matrix units of a device ask for, where the buffer itself is aligned."""
 
 
 class Section:

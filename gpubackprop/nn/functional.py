@@ -14,16 +14,14 @@ from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.nn.arguments import as_operand, check_inside
+from gpubackprop.nn.class_losses import accuracy, cross_entropy, nll_loss
 from gpubackprop.nn.losses import (
-    accuracy,
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
-    cross_entropy,
     huber_loss,
     kl_div,
     l1_loss,
     mse_loss,
-    nll_loss,
     quadratic_cost,
     smooth_l1_loss,
 )
@@ -255,7 +253,9 @@ def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Ten
     """
     input = as_operand("embedding", "input", input, weight)
     if input.dtype.kind not in "iu":
-        raise DTypeError(f"embedding: input must be integers, row numbers of weight, not {input.dtype}")
+        raise DTypeError(
+            f"embedding: input must be integers, row numbers of weight, not {input.dtype}"
+        )
     if weight.ndim != 2:
         raise ShapeError(f"embedding: weight must have shape (rows, features), not {weight.shape}")
     rows = weight.shape[0]
@@ -264,7 +264,9 @@ def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Ten
     if padding_idx is None:
         return result
     if not -rows <= padding_idx < rows:
-        raise ConfigError(f"embedding: padding_idx {padding_idx} is no row of weight, which has {rows}")
+        raise ConfigError(
+            f"embedding: padding_idx {padding_idx} is no row of weight, which has {rows}"
+        )
     padding = (input == padding_idx % rows).reshape(*input.shape, 1)
     return apply(WHERE, padding, result.detach(), result)
 
@@ -315,10 +317,14 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
         raise DTypeError(f"one_hot: class indices must be integers, not {tensor.dtype}")
     if num_classes == -1:
         if not tensor.size:
-            raise ShapeError("one_hot: an empty tensor does not tell the number of classes; pass num_classes")
+            raise ShapeError(
+                "one_hot: an empty tensor does not tell the number of classes; pass num_classes"
+            )
         num_classes = int(tensor.max().item()) + 1
     if num_classes < 1:
-        raise ConfigError(f"one_hot: num_classes must be positive, or -1 for the largest index, not {num_classes}")
+        raise ConfigError(
+            f"one_hot: num_classes must be positive, or -1 for the largest index, not {num_classes}"
+        )
     check_inside("one_hot", "tensor", tensor, 0, num_classes - 1, f"a class in [0, {num_classes})")
     kernels = tensor.backend
     column = kernels.reshape(kernels.astype(tensor.array, np.int64), (*tensor.shape, 1))

@@ -53,6 +53,8 @@ class Linear(Module):
     Weight and bias begin uniform on +-1/sqrt(in_features), which is PyTorch's default.
     """
 
+    bias: Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -66,11 +68,9 @@ class Linear(Module):
         self.in_features = _size("Linear", "in_features", in_features)
         self.out_features = _size("Linear", "out_features", out_features)
         self.weight = _empty((self.out_features, self.in_features), device, dtype)
-        self.bias: Parameter | None = None
-        if bias:
-            self.bias = _empty((self.out_features,), device, dtype)
-        else:
-            self.register_parameter("bias", None)
+        self.register_parameter(
+            "bias", _empty((self.out_features,), device, dtype) if bias else None
+        )
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -225,6 +225,9 @@ class LayerNorm(Module):
     Ba, Kiros & Hinton, "Layer normalization" (2016).
     """
 
+    weight: Parameter | None
+    bias: Parameter | None
+
     def __init__(
         self,
         normalized_shape: int | tuple[int, ...] | list[int],
@@ -239,14 +242,11 @@ class LayerNorm(Module):
         self.normalized_shape = tuple(_size("LayerNorm", "normalized_shape", n) for n in lengths)
         self.eps = float(eps)
         self.elementwise_affine = bool(elementwise_affine)
-        self.weight: Parameter | None = None
-        self.bias: Parameter | None = None
-        self.register_parameter("weight", None)
-        self.register_parameter("bias", None)
-        if elementwise_affine:
-            self.weight = init.ones_(_empty(self.normalized_shape, device, dtype))
-            if bias:
-                self.bias = _empty(self.normalized_shape, device, dtype)
+        shapes = {"weight": elementwise_affine, "bias": elementwise_affine and bias}
+        for name, present in shapes.items():
+            parameter = _empty(self.normalized_shape, device, dtype) if present else None
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the weight to ones and the bias to zeros."""

@@ -15,10 +15,9 @@ import numpy as np
 from gpubackprop.autograd import Tensor
 from gpubackprop.errors import ConfigError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
+from gpubackprop.nn.arguments import as_operand
 from gpubackprop.nn.module import Module
 from gpubackprop.suggest import unknown
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 class Loss(Module):
@@ -26,41 +25,41 @@ class Loss(Module):
 
     function: ClassVar[Callable[..., Tensor]]
     defaults: ClassVar[dict[str, Any]]
+    reductions: ClassVar[tuple[str, ...]]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         given = inspect.signature(type(self)).bind(*args, **options).arguments
-        self.names = tuple(self.defaults)
         for name, value in {**self.defaults, **given}.items():
-            if name == "reduction" and value not in REDUCTIONS:
-                raise ConfigError(f"{type(self).__name__}: {unknown(name, value, REDUCTIONS)}")
+            if name == "reduction" and value not in self.reductions:
+                raise ConfigError(f"{type(self).__name__}: {unknown(name, value, self.reductions)}")
             if isinstance(value, (Tensor, np.ndarray, list, tuple)):
-                self.register_buffer(name, value)  # class weights move with the module
+                self.register_buffer(name, value)  # weights move with the module
             else:
                 setattr(self, name, value)
 
     def forward(self, input: Tensor, target: Any) -> Tensor:
         """The cost: a single element, or one per sample with ``reduction="none"``."""
-        return type(self).function(input, target, **{n: getattr(self, n) for n in self.names})
+        return type(self).function(input, target, **{n: getattr(self, n) for n in self.defaults})
 
     def extra_repr(self) -> str:
-        shown = ((n, getattr(self, n)) for n in self.names)
-        changed = (f"{n}={v!r}" for n, v in shown if v is not self.defaults[n])
-        return ", ".join(changed)
+        shown = ((n, getattr(self, n)) for n in self.defaults)
+        return ", ".join(f"{n}={v!r}" for n, v in shown if v is not self.defaults[n])
 
 
-def _loss(name: str, function: Callable[..., Tensor]) -> type[Loss]:
+def _loss(name: str, function: Callable[..., Tensor], *more_reductions: str) -> type[Loss]:
     """A row of the table: the class of a cost function whose first two arguments are tensors."""
     parameters = list(inspect.signature(function).parameters.values())[2:]
-    doc = inspect.cleandoc(function.__doc__ or "")
+    words = inspect.cleandoc(function.__doc__ or "")
     cls = type(
         name,
         (Loss,),
         {
+            "__doc__": f"``nn.functional.{function.__name__}`` as a module: the options are given "
+            f"to the class, input and target to the call.\n\n{words}",
+            "__module__": __name__,
             "function": staticmethod(function),
             "defaults": {p.name: p.default for p in parameters},
-            "__module__": __name__,
-            "__doc__": f"The cost ``nn.functional.{function.__name__}`` as a module.\n\n"
-            f"Takes the options of the function; its ``forward(input, target)`` is\n\n{doc}",
+            "reductions": ("mean", "sum", "none", *more_reductions),
         },
     )
     cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -75,7 +74,7 @@ BCELoss = _loss("BCELoss", F.binary_cross_entropy)
 BCEWithLogitsLoss = _loss("BCEWithLogitsLoss", F.binary_cross_entropy_with_logits)
 CrossEntropyLoss = _loss("CrossEntropyLoss", F.cross_entropy)
 NLLLoss = _loss("NLLLoss", F.nll_loss)
-KLDivLoss = _loss("KLDivLoss", F.kl_div)
+KLDivLoss = _loss("KLDivLoss", F.kl_div, "batchmean")
 
 
 class QuadraticCost(Module):
@@ -83,7 +82,7 @@ class QuadraticCost(Module):
 
     C = 1/(2n) * sum over the n samples of |target - output|**2: the cost of the textbook network
     (Nielsen, "Neural Networks and Deep Learning", equation 6). Its derivative by the output is
-    (output - target) / n. ``MSELoss`` divides by the number of elements and has no factor 1/2.
+    (output - target) / n.
     """
 
     def forward(self, input: Tensor, target: Any) -> Tensor:
@@ -92,19 +91,10 @@ class QuadraticCost(Module):
         Parameters
         ----------
         input : (n, ...) output of the network.
-        target : of the same shape; or (n,) class indices, which stand for rows with a single 1.
+        target : of the same shape; or (n,) class indices beside an input (n, classes), which stand
+            for rows with a single 1.
         """
-        if isinstance(target, np.ndarray):
-            target = Tensor(input.backend.asarray(target), input.backend)
-        if target.dtype.kind in "iu" and input.ndim == 2 and target.ndim == 1:
-            target = one_hot(target, input.shape[1], input.dtype)
-        total = F.mse_loss(input, target, reduction="sum")
-        return total * (0.5 / max(1, input.shape[0] if input.shape else 1))
-
-
-def one_hot(target: Tensor, classes: int, dtype: Any) -> Tensor:
-    """(n,) class indices as (n, classes) rows with a single 1, all 0 for an index out of range."""
-    kernels = target.backend
-    column = kernels.reshape(target.array, (target.size, 1))
-    hit = kernels.equal(column, kernels.arange(0, classes, 1, target.dtype))
-    return Tensor(kernels.astype(hit, dtype), kernels)
+        target = as_operand("quadratic_cost", "target", target, input)
+        if target.dtype.kind in "iu" and target.ndim == 1 and input.ndim == 2:
+            target = F.one_hot(target, input.shape[1])
+        return F.quadratic_cost(input, target)

@@ -63,10 +63,9 @@ def output_shapes(root: Module, input_shape: Shape, dtype: Any) -> dict[int, str
 
     modules = list(root.modules())
     modes = [m.training for m in modules]
-    own = ["forward" in m.__dict__ for m in modules]
     first = next(root.parameters(), None)
     backend = get_backend("cpu") if first is None else first.backend
-    kept = [m.__dict__.get("forward") for m in modules]
+    kept = [m.__dict__.get("forward") for m in modules]  # of a module that shadows its class
     try:
         root.eval()
         for module in modules:
@@ -74,12 +73,11 @@ def output_shapes(root: Module, input_shape: Shape, dtype: Any) -> dict[int, str
         with no_grad():
             root(Tensor(backend.zeros(input_shape, np.dtype(dtype)), backend))
     finally:
-        for module, mode, had, old in zip(modules, modes, own, kept, strict=True):
+        for module, mode, own in zip(modules, modes, kept, strict=True):
             object.__setattr__(module, "training", mode)
-            if had:
-                object.__setattr__(module, "forward", old)
-            else:
-                module.__dict__.pop("forward", None)
+            module.__dict__.pop("forward", None)
+            if own is not None:
+                object.__setattr__(module, "forward", own)
     return shapes
 
 

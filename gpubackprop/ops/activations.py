@@ -19,7 +19,9 @@ def _leaky_relu_forward(K: Any, x: Any, *, negative_slope: float = 0.01) -> Any:
     return K.leaky_relu(x, negative_slope)
 
 
-def _leaky_relu_backward(K: Any, call: Any, dy: Any, x: Any, *, negative_slope: float = 0.01) -> Any:
+def _leaky_relu_backward(
+    K: Any, call: Any, dy: Any, x: Any, *, negative_slope: float = 0.01
+) -> Any:
     return (K.leaky_relu_backward(dy, x, negative_slope),)
 
 
@@ -66,7 +68,9 @@ def _elu_samples(rng: np.random.Generator) -> Iterable[Sample]:
     yield Sample((large,), {"alpha": 1.0}, note="arguments whose exponential overflows")
 
 
-ELU = Operation("elu", _elu_forward, _elu_backward, _elu_infer, _elu_samples, saves=("x",)).register()
+ELU = Operation(
+    "elu", _elu_forward, _elu_backward, _elu_infer, _elu_samples, saves=("x",)
+).register()
 
 
 # Softmax and its logarithm, along one axis.

@@ -17,7 +17,11 @@ REDUCTIONS = ("mean", "sum", "none")
 
 def _labels(K: Any, target: Any) -> Any:
     """The target in a dtype that holds every class and the ignored index."""
-    return target if target.dtype.itemsize >= 4 and target.dtype.kind == "i" else K.astype(target, "int64")
+    return (
+        target
+        if target.dtype.itemsize >= 4 and target.dtype.kind == "i"
+        else K.astype(target, "int64")
+    )
 
 
 def _forward(
@@ -30,8 +34,9 @@ def _forward(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Any:
-    if x.ndim != 2 or target.shape != x.shape[:1] or target.dtype.kind not in "iu":
-        raise ValueError("the target does not fit")  # `infer` has the words
+    fits = x.ndim == 2 and target.shape == x.shape[:1] and target.dtype.kind in "iu"
+    if not (fits and reduction in REDUCTIONS and 0.0 <= label_smoothing <= 1.0):
+        raise ValueError("an argument does not fit")  # `infer` has the words
     target = _labels(K, target)
     loss, logp = K.softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
     if reduction == "none":
@@ -71,7 +76,9 @@ def _backward(
     rows = dy if reduction == "none" else K.broadcast_to(dy, target.shape)
     dx = dw = None
     if call.needs[0]:
-        dx = K.softmax_cross_entropy_backward(rows, logp, target, weight, ignore_index, label_smoothing)
+        dx = K.softmax_cross_entropy_backward(
+            rows, logp, target, weight, ignore_index, label_smoothing
+        )
     if call.needs[2]:
         # A class's weight multiplies its part of every row's loss, and (in the mean) is counted once for each of its rows.
         classes, dtype = logp.shape[1], logp.dtype
@@ -112,7 +119,9 @@ def _infer(
             mend = "turn one-hot rows into indices with argmax(axis=1), or into probabilities with a float dtype"
         else:
             mend = f"one index for each of the {x.shape[0]} rows"
-        raise ShapeError(f"{name}: target ({target}) must have shape ({x.shape[0]},) for input ({x}): {mend}")
+        raise ShapeError(
+            f"{name}: target ({target}) must have shape ({x.shape[0]},) for input ({x}): {mend}"
+        )
     if weight is not None and weight.shape != x.shape[1:]:
         raise ShapeError(
             f"{name}: weight ({weight}) must have shape ({x.shape[1]},), one for each class of input ({x})"
@@ -134,11 +143,15 @@ def _samples(rng: np.random.Generator) -> Iterable[Sample]:
         if n > 1:
             yield Sample((x, np.append(target[1:], -100), weight), {}, note="an ignored row")
     x, target = rng.standard_normal((4, 3)), np.array([2, 1, 0, 2])
-    yield Sample((x, target, None), {"ignore_index": 2, "label_smoothing": 0.3}, note="a class ignored")
+    yield Sample(
+        (x, target, None), {"ignore_index": 2, "label_smoothing": 0.3}, note="a class ignored"
+    )
     yield Sample((x, target.astype(np.uint8), None), {"reduction": "none"}, note="small labels")
     yield Sample((x + 2000.0, target, None), {}, note="exp overflows")
     yield Sample((np.asfortranarray(x), target, None), {}, note="not contiguous")
-    yield Sample((np.zeros((0, 3)), np.zeros(0, np.int64), None), {"reduction": "none"}, note="no rows")
+    yield Sample(
+        (np.zeros((0, 3)), np.zeros(0, np.int64), None), {"reduction": "none"}, note="no rows"
+    )
 
 
 SOFTMAX_CROSS_ENTROPY = Operation(

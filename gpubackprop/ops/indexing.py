@@ -11,19 +11,9 @@ from gpubackprop.autograd import Operation, Sample, Spec
 from gpubackprop.autograd.operation import IndexErrorInOperation
 from gpubackprop.backends import Shape, backend_of
 from gpubackprop.errors import DTypeError, ShapeError
-from gpubackprop.ops.define import (
-    broadcast_shapes,
-    check_axis,
-)
+from gpubackprop.ops.define import broadcast_shapes, check_axis
 
 # Indexing with a key.
-
-
-def _on_device(K: Any, key: Any) -> Any:
-    """A key with its host arrays moved to the device of K."""
-    if isinstance(key, tuple):
-        return tuple(_on_device(K, k) for k in key)
-    return K.asarray(key) if isinstance(key, np.ndarray) else key
 
 
 def _on_host(key: Any) -> Any:
@@ -34,7 +24,7 @@ def _on_host(key: Any) -> Any:
 
 
 def _getitem_forward(K: Any, x: Any, *, key: Any) -> Any:
-    return K.getitem(x, _on_device(K, key))
+    return K.getitem(x, key)
 
 
 def _getitem_backward(K: Any, call: Any, dy: Any, *, key: Any) -> Any:
@@ -74,6 +64,7 @@ def _words(key: Any) -> str:
 KEYS: tuple[tuple[Shape, Any, str], ...] = (
     ((3, 5), 1, "an integer"),
     ((3, 5), (-1, 2), "integers"),
+    ((3, 5), np.int64(2), "a NumPy integer"),
     ((3, 5), slice(1, None), "a slice"),
     ((7, 5), (slice(None, None, -2), slice(1, 4)), "steps"),
     ((2, 3, 4), (..., 1), "ellipsis"),
@@ -87,6 +78,7 @@ KEYS: tuple[tuple[Shape, Any, str], ...] = (
     ((3, 5), (slice(1, 3), np.array([[0, 1], [4, 0]])), "a slice and an array"),
     ((2, 3, 4), (np.array([1, 0]), slice(None), np.array([3, 3])), "arrays apart"),
     ((3, 5), np.array([], dtype=np.int64), "an empty array"),
+    ((2, 3, 4), (slice(None), np.array([2, 0, 2])), "an array for one axis"),
     ((3,), np.array([True, False, True]), "a mask of rows"),
     ((2, 3), np.array([[True, False, True], [False, False, True]]), "a mask"),
 )
@@ -103,7 +95,7 @@ GETITEM = Operation(
 
 
 def _scatter_getitem_forward(K: Any, dy: Any, *, key: Any, shape: Shape) -> Any:
-    return K.scatter_getitem(dy, _on_device(K, key), shape)
+    return K.scatter_getitem(dy, key, shape)
 
 
 def _scatter_getitem_backward(K: Any, call: Any, dy: Any, *, key: Any, shape: Shape) -> Any:

@@ -317,6 +317,7 @@ def _einsum_samples(rng: np.random.Generator) -> Iterable[Sample]:
         ("ij->ji", ((3, 5),), "transpose"),
         ("ijk->j", ((2, 3, 4),), "a sum over letters of one operand"),
         ("ij,k->k", ((2, 3), (4,)), "letters of one operand summed out"),
+        ("ijk,kl->il", ((2, 3, 4), (4, 5)), "a letter of one operand between shared ones"),
         ("ii->i", ((4, 4),), "diagonal"),
         ("ii->", ((4, 4),), "trace"),
         ("iij,jk->ik", ((3, 3, 2), (2, 4)), "diagonal inside a product"),

@@ -3,7 +3,7 @@
 from gpubackprop.recipes.build import Job, build, build_model, load_data
 from gpubackprop.recipes.reading import load, names, text
 from gpubackprop.recipes.schema import Recipe, parse
-from gpubackprop.recipes.text import dump
+from gpubackprop.recipes.writing import dump
 
 __all__ = [
     "Job",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -198,8 +197,8 @@ def build(
     backend = get_backend(device)
     data = load_data(recipe, data_dir) if data is None else data
     train = recipe.train
+    _check_numbers(recipe, data)
     model = build_model(recipe, data.input_shape, data.classes, backend)
-    _check_numbers(recipe, data, model)
     if not any(True for _ in model.parameters()):
         raise recipe.place("model").error("no layer has parameters to train; add a linear layer")
     training, watched = _watch(recipe, data)
@@ -265,15 +264,16 @@ def _watch(recipe: Recipe, data: DataSplit) -> tuple[Dataset, Dataset]:
     return Subset(data.train, kept), Subset(data.train, watched)
 
 
-def _check_numbers(recipe: Recipe, data: DataSplit, model: nn.Sequential) -> None:
+def _check_numbers(recipe: Recipe, data: DataSplit) -> None:
     """Numbers to predict must be as many as the outputs: they would be broadcast otherwise."""
     if data.classes is not None:
         return
-    outputs = math.prod(plan_model(recipe, data.input_shape).shapes[-1])
+    outputs = plan_model(recipe, data.input_shape).shapes[-1]
     wanted = data.train.array("target").shape[1]
-    if outputs != wanted:
+    if outputs != (wanted,):
         raise recipe.place("model").error(
-            f"the last layer gives {outputs} outputs, but the data have {wanted} numbers to predict"
+            f"the last layer gives {list(outputs)} outputs, but the data have {wanted} numbers to "
+            "predict"
         )
 
 

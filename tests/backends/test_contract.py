@@ -33,7 +33,7 @@ def backend_classes() -> list[type[Backend]]:
     classes = [NumPyBackend, StandInBackend]
     try:
         classes.append(importlib.import_module("gpubackprop.backends.cuda").CUDABackend)
-    except ImportError:  # CuPy is imported with the module and is absent
+    except (ImportError, AttributeError):
         pass
     return classes
 

@@ -254,6 +254,10 @@ class TestIndexing:
         rows = np.array([0, 2, 0, 0])
         (g,) = gradient(lambda t: t[rows], [1.0, 2.0, 3.0])
         assert g.tolist() == [3, 0, 1]
+        (g,) = gradient(lambda t: t[:, [0, 2, 0], None], [[1.0, 2.0, 3.0]])
+        assert g.tolist() == [[2, 0, 1]]
+        (g,) = gradient(lambda t: t[:, [[0, 2], [0, -1]]], [[1.0, 2.0, 3.0]])
+        assert g.tolist() == [[2, 0, 2]]
         (g,) = gradient(lambda t: gb.take(t, [[0, -1], [0, 1]]), [1.0, 2.0, 3.0])
         assert g.tolist() == [2, 1, 1]
         (g,) = gradient(lambda t: gb.take_along_axis(t, [[1, 1, 1]], 1), [[1.0, 2.0]])
@@ -351,6 +355,7 @@ class TestProducts:
             ("...i->i...", ((2, 3, 4),)),
             ("i...i->...", ((3, 2, 3),)),
             ("ii", ((3, 3),)),
+            ("ijk,kl->il", ((2, 3, 4), (4, 5))),
             ("ijk, ilm , njm -> nkl", ((2, 3, 4), (2, 5, 6), (7, 3, 6))),
         ],
     )

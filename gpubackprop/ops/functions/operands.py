@@ -30,7 +30,7 @@ def tensors(name: str, *values: Operand) -> list[Tensor]:
         if isinstance(v, Tensor):
             made.append(v)
             continue
-        if backend is not None and getattr(v, "shape", ()) and not backend.owns(v):
+        if backend is not None and hasattr(v, "shape") and v.shape and not backend.owns(v):
             raise DeviceError(
                 f"{name}: argument {i} is a host array {Spec.of(v)} beside a tensor on "
                 f"{backend.device}; move it with gb.tensor(x, device={backend.device!r})"

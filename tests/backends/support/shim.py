@@ -116,7 +116,8 @@ def build(source: str, expressions: tuple[str, ...]) -> dict[str, Kernel]:
         call = f"{name}<{', '.join(signature.parameters)}>" if values else name
         kernels.append(
             f'extern "C" int k{number}(void** a, unsigned grid, unsigned block, int reversed) {{\n'
-            f"{bindings}  return shim::launch(grid, block, reversed, [&] {{ {call}({passed}); }});\n}}\n"
+            f"{bindings}  return shim::launch(grid, block, reversed,\n"
+            f"                      [&] {{ {call}({passed}); }});\n}}\n"
         )
     body = source.replace("#include <cuda_fp16.h>", "").replace("#include <cuda_bf16.h>", "")
     text = "\n".join([HEADER.read_text(), body, *kernels])
@@ -147,3 +148,37 @@ def _compile(text: str, target: Path) -> None:
         os.unlink(part)
         raise RuntimeError(f"g++ refused the kernels:\n{run.stderr[:4000]}")
     os.replace(part, target)  # several workers may build the same file at once
+
+
+class RawModule:
+    """What ``cupy.RawModule`` is to the loader, over kernels that run on the CPU.
+
+    ``reverse`` turns the order in which a block's threads are served, for every kernel.
+    """
+
+    reverse = False
+
+    def __init__(self, *, code: str, options: tuple[str, ...], name_expressions: tuple[str, ...]):
+        assert options == sources.OPTIONS
+        self._expressions = name_expressions
+        self._code = code
+
+    def get_function(self, expression: str):
+        """The kernel, to be called as CuPy's: (grid,), (block,), arguments."""
+        if expression not in self._expressions:
+            raise KeyError(f"{expression} was not named when the module was made")
+        kernel = self._library(expression)[expression]
+
+        def call(grid: tuple[int], block: tuple[int], arguments: tuple) -> None:
+            on_host = tuple(getattr(a, "on_host", a) for a in arguments)
+            kernel(*grid, *block, on_host, RawModule.reverse)
+
+        return call
+
+    def _library(self, expression: str) -> dict[str, Kernel]:
+        for file in sources.FILES:
+            for element in sources.elements(file):
+                known = expression in sources.instantiations(file, element)
+                if known and sources.source(file, element) == self._code:
+                    return library(file, element)
+        raise LookupError(f"no kernel file has {expression} and this code")

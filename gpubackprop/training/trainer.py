@@ -1,0 +1,418 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.autograd import Tensor
+from gpubackprop.data import DataLoader
+from gpubackprop.errors import CheckpointError, ConfigError, NonFiniteError
+from gpubackprop.nn import Module, Parameter
+from gpubackprop.optim import Optimizer, Scheduler, clip_grad_norm_, clip_grad_value_
+from gpubackprop.training import nonfinite
+from gpubackprop.training.checkpoint import CheckpointFolder
+from gpubackprop.training.evaluation import Batch, evaluate, tensors
+from gpubackprop.training.files import append, write_atomic
+from gpubackprop.training.interrupt import Guard, Interrupted
+from gpubackprop.training.progress import Progress
+from gpubackprop.training.state import RunState, differences, pack, unpack
+from gpubackprop.training.stopping import EarlyStopping
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a call of :meth:`Trainer.fit` ended with. Times and counts are of the whole run.
+
+    Attributes
+    ----------
+    epochs, steps, samples : complete epochs, updates, training samples seen.
+    seconds : time in all; ``train_seconds`` that of the updates alone.
+    train_loss : mean cost over the last epoch, while the weights changed; None before the first.
+    stopped_early : whether early stopping ended the run.
+    history : figures of each epoch.
+    """
+
+    epochs: int
+    steps: int
+    samples: int
+    seconds: float
+    train_seconds: float
+    train_loss: float | None
+    stopped_early: bool
+    history: list[dict[str, Any]]
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Training samples per second of updates."""
+        return self.samples / self.train_seconds if self.train_seconds else None
+
+
+class Trainer:
+    """Trains a network: epochs of updates, each followed by a look at the validation samples.
+
+    Parameters
+    ----------
+    model : the network, on the device to train on.
+    loss : ``loss(outputs, target)``: a single element, the mean over the batch.
+    optimizer : over the network's parameters.
+    loader : batches; the last array of a batch is the target, the others are the network's inputs.
+    validation : batches to watch after each epoch.
+    accuracy : whether the targets are classes, so that accuracy can be counted.
+    schedule : factor of the learning rate as a function of the step.
+    clip_norm, clip_value : bounds of the gradients' global norm and of each element.
+    stopping : watches the validation figures and keeps the best weights.
+    progress : shows what goes on; nothing by default.
+    out : folder of checkpoints and ``metrics.jsonl``; None keeps nothing.
+    checkpoint_steps : also write a checkpoint after every so many updates, not only after epochs.
+    config : JSON values that must be the same when the run is resumed.
+    info : further JSON values to keep.
+    attached : further arrays to keep with the weights.
+
+    Raises
+    ------
+    ConfigError
+        The arguments do not go together.
+
+    Examples
+    --------
+    >>> trainer = Trainer(model, F.cross_entropy, optimizer, loader=loader)  # doctest: +SKIP
+    >>> trainer.fit(epochs=3).train_loss  # doctest: +SKIP
+    0.217
+
+    Notes
+    -----
+    A resumed run has the same bits as one that was never interrupted, on the same device with the
+    same libraries and number of threads; the figures called seconds differ.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Callable[[Any, Tensor], Tensor],
+        optimizer: Optimizer,
+        *,
+        loader: DataLoader,
+        validation: DataLoader | None = None,
+        accuracy: bool = False,
+        schedule: Callable[[int], float] | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        stopping: EarlyStopping | None = None,
+        progress: Progress | None = None,
+        out: str | Path | None = None,
+        checkpoint_steps: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        info: Mapping[str, Any] | None = None,
+        attached: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    ) -> None:
+        if not len(loader):
+            raise ConfigError("Trainer: the loader has no batch to train on")
+        if stopping is not None and validation is None:
+            raise ConfigError("Trainer: stopping needs validation batches to watch")
+        if checkpoint_steps is not None and checkpoint_steps < 1:
+            raise ConfigError(
+                f"Trainer: checkpoint_steps must be at least 1, not {checkpoint_steps}"
+            )
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.loader, self.validation, self.accuracy = loader, validation, accuracy
+        self.scheduler = None if schedule is None else Scheduler(optimizer, schedule)
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.stopping = stopping
+        self.progress = progress or Progress()
+        self.folder = None if out is None else CheckpointFolder(Path(out))
+        self.checkpoint_steps = checkpoint_steps
+        self.config, self.info, self.attached = config or {}, info or {}, attached or {}
+        self.backend = optimizer.arena.parameters[0].backend
+        self.run = RunState()
+        self._best: dict[str, np.ndarray[Any, Any]] | None = None
+        self._latest: dict[str, np.ndarray[Any, Any]] | None = None
+        self._resumed = False
+        self._guard = Guard()
+        self._generators = [g for _, g in model.named_generators()]
+        # A backward pass writes the gradients of parameters into the arena; those of plain tensors
+        # have to be brought there.
+        self._loose = not all(isinstance(p, Parameter) for p in optimizer.arena.parameters)
+        self._mark = 0.0
+
+    # Checkpoints.
+    def resume(self) -> bool:
+        """Continue the run in the folder.
+
+        Returns
+        -------
+        bool
+            False where the folder holds no run yet.
+
+        Raises
+        ------
+        CheckpointError
+            The checkpoint is damaged or does not fit; the error names the file or the setting.
+        """
+        if self.folder is None or not self.folder.exists():
+            return False
+        with self.folder.lock():
+            checkpoint = self.folder.read()
+        changed = differences(checkpoint.meta.get("config"), dict(self.config))
+        if changed:
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise CheckpointError(
+                f"the run in {self.folder.path} cannot be resumed with other settings: "
+                f"{changed[0]}{more}"
+            )
+        try:
+            self._best = unpack(checkpoint, self.run, self.model, self.optimizer, self.stopping)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.folder.manifest}: {error}") from None
+        if self.run.batch > len(self.loader):
+            raise CheckpointError(
+                f"{self.folder.manifest}: it stands at batch {self.run.batch} of an epoch of "
+                f"{len(self.loader)}"
+            )
+        self._generators = [g for _, g in self.model.named_generators()]
+        self._resumed = True
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint.
+
+        Raises
+        ------
+        NonFiniteError
+            A weight is not finite; the checkpoint before it stays.
+        CheckpointError
+            The system refused; the checkpoint before it is intact.
+        """
+        if self.folder is None:
+            return
+        if not nonfinite.values_finite(self.optimizer):
+            words = next(
+                (n for n, p in self.model.named_parameters() if not np.isfinite(p.numpy()).all()), ""
+            )
+            raise NonFiniteError(
+                f"step {self.run.step}: the update made the parameter {words!r} infinite or NaN; "
+                "the checkpoint before it stays; a smaller learning rate may help"
+            )
+        self._tick()
+        self.folder.write(
+            pack(
+                self.run,
+                self.model,
+                self.optimizer,
+                self.stopping,
+                self._best,
+                self.attached,
+                self.config,
+                self.info,
+            )
+        )
+
+    # The loop.
+    def fit(self, epochs: int) -> FitResult:
+        """Train until `epochs` epochs are complete, counted from the beginning of the run.
+
+        Parameters
+        ----------
+        epochs : where to end. A run that is there already only reports.
+
+        Returns
+        -------
+        FitResult
+            The outcome. With `stopping` the best weights are in the model.
+
+        Raises
+        ------
+        NonFiniteError
+            The cost or a gradient was not finite: names the operation that made it. The weights are
+            those of before that step.
+        Interrupted
+            SIGINT or SIGTERM came; a checkpoint was written first.
+        CheckpointError
+            The folder holds a run already that was not resumed, or cannot be written.
+        """
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ConfigError(f"Trainer.fit: epochs must be a whole number from 1 on, not {epochs!r}")
+        with ExitStack() as stack:
+            stack.callback(self.progress.close)
+            self._mark = time.perf_counter()
+            if self.folder is not None:
+                stack.enter_context(self.folder.lock())
+                self._open(self.folder)
+            if self._latest is not None:  # an earlier fit left the best weights in the model
+                self.model.load_state_dict(self._latest)
+                self._latest = None
+            self.model.train()
+            self._guard = stack.enter_context(Guard())
+            while self.run.epoch < epochs and not self.run.stopped:
+                self._epoch(epochs)
+        if self._best is not None:
+            self._latest = self.model.state_dict()
+            self.model.load_state_dict(self._best)
+        self._tick()
+        run = self.run
+        last = run.history[-1]["train_loss"] if run.history else None
+        return FitResult(
+            run.epoch,
+            run.step,
+            run.samples,
+            run.seconds,
+            run.train_seconds,
+            last,
+            run.stopped,
+            list(run.history),
+        )
+
+    def _open(self, folder: CheckpointFolder) -> None:
+        """Begin to write to the folder: nothing that is there is lost."""
+        if not self._resumed:
+            if folder.exists():
+                raise CheckpointError(
+                    f"{folder.path} holds a run already; resume it or choose another folder"
+                )
+            self.save()
+            self._resumed = True
+        # The manifest's history is what counts: a line that was written after it is not repeated.
+        lines = "".join(_json_line(figures) for figures in self.run.history)
+        write_atomic(folder.path / METRICS, lines.encode())
+
+    def _epoch(self, epochs: int) -> None:
+        run, steps, every = self.run, len(self.loader), self.checkpoint_steps
+        self.progress.begin(run.epoch + 1, epochs, steps, run.batch)
+        with np.errstate(all="ignore"):  # what is not finite is looked for, and named
+            for batch in self.loader.batches(run.epoch, run.batch):
+                value = self._update(batch)
+                n = len(batch[-1])
+                run.batch += 1
+                run.step += 1
+                run.samples += n
+                run.epoch_samples += n
+                run.epoch_loss += value * n
+                self.progress.batch(value)
+                if self._guard.signum:
+                    self._tick(training=True)
+                    self._interrupt()
+                if every is not None and run.step % every == 0:
+                    self._tick(training=True)
+                    self.save()
+        self._tick(training=True)
+        figures = self._figures()
+        if self.stopping is not None:
+            if self.stopping.update(run.epoch + 1, figures):
+                self._best = self.model.state_dict()
+            run.stopped = self.stopping.exhausted
+        self._tick()
+        figures["seconds"] = round(run.epoch_seconds, 6)
+        run.history.append(figures)
+        run.epoch += 1
+        run.batch = run.epoch_samples = 0
+        run.epoch_loss = run.epoch_seconds = 0.0
+        if self.folder is not None:
+            self.save()
+            append(self.folder.path / METRICS, _json_line(figures).encode())
+        self.progress.end(figures, epochs)
+        if self._guard.signum and run.epoch < epochs and not run.stopped:
+            raise Interrupted(self._guard.signum, self._path, run.step)
+
+    def _update(self, batch: Batch) -> float:
+        """One step: forward, backward, update. Returns the cost."""
+        optimizer, kernels = self.optimizer, self.backend
+        places = [g.state() for g in self._generators]
+        *inputs, target = tensors(batch, kernels)
+        optimizer.zero_grad()
+        loss = self.loss(self.model(*inputs), target)
+        loss.backward()
+        if self._loose:
+            optimizer.arena.gather()
+        # The cost and the sum of squares of each gradient buffer, read from the device at once.
+        parts = [kernels.reshape(loss.array, (1,))]
+        for g in optimizer.arena.grads:
+            parts.append(kernels.reshape(kernels.matmul(g, g), (1,)))
+        numbers = kernels.to_numpy(kernels.concatenate(parts)).tolist()
+        if not math.isfinite(sum(numbers)):
+            # A sum of squares overflows long before the gradients do.
+            if not math.isfinite(numbers[0]) or not nonfinite.gradients_finite(optimizer):
+                raise self._explained([*inputs, target], places)
+        if self.clip_value is not None:
+            clip_grad_value_(optimizer, self.clip_value)
+        if self.clip_norm is not None:
+            clip_grad_norm_(optimizer, self.clip_norm)
+        if self.scheduler is not None:
+            self.scheduler.set_step(self.run.step)
+        optimizer.step()
+        return numbers[0]
+
+    def _explained(self, batch: list[Tensor], places: list[tuple[int, int, int]]) -> NonFiniteError:
+        """The error for a batch whose cost or gradient is not finite."""
+        paths = [path for path, _ in self.model.named_generators()]
+        before = {path: list(place) for path, place in zip(paths, places, strict=True)}
+        self.model.load_random_state(before)
+        words = nonfinite.find(self.model, self.loss, self.optimizer, batch)
+        self.model.load_random_state(before)
+        self._generators = [g for _, g in self.model.named_generators()]
+        self.optimizer.zero_grad()
+        run = self.run
+        return NonFiniteError(
+            f"step {run.step + 1} (epoch {run.epoch + 1}, batch {run.batch + 1}): {words}; the "
+            "weights are those of before this step; a smaller learning rate or clip_norm may help"
+        )
+
+    def _figures(self) -> dict[str, Any]:
+        """The figures of the epoch that has just been trained."""
+        run = self.run
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        figures: dict[str, Any] = {
+            "epoch": run.epoch + 1,
+            "step": run.step,
+            "lr": rates[0] if len(rates) == 1 else rates,
+            "train_loss": run.epoch_loss / run.epoch_samples,
+            "val_loss": None,
+            "val_accuracy": None,
+        }
+        if self.validation is not None:
+            found = evaluate(
+                self.model,
+                self.loss,
+                self.validation.batches(0),
+                self.backend,
+                accuracy=self.accuracy,
+                poll=self._poll,
+            )
+            figures["val_loss"] = found.loss if math.isfinite(found.loss) else None
+            figures["val_accuracy"] = found.accuracy
+        return figures
+
+    def _poll(self) -> None:
+        if self._guard.signum:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Save where the run stands (all batches of an epoch may be done) and end it."""
+        self.save()
+        raise Interrupted(self._guard.signum, self._path, self.run.step)
+
+    @property
+    def _path(self) -> Path | None:
+        return None if self.folder is None else self.folder.path
+
+    def _tick(self, training: bool = False) -> None:
+        """Book the time since the last call."""
+        now = time.perf_counter()
+        passed, self._mark = now - self._mark, now
+        self.run.seconds += passed
+        self.run.epoch_seconds += passed
+        if training:
+            self.run.train_seconds += passed
+
+
+def _json_line(figures: Mapping[str, Any]) -> str:
+    return json.dumps(figures, allow_nan=False) + "\n"

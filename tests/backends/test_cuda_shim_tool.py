@@ -1,0 +1,125 @@
+"""The means of running CUDA kernels on the CPU: what they catch, and the launch geometry."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends.cuda import geometry, sources
+from tests.backends.support import shim
+
+needs_compiler = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
+
+RACE = """
+__global__ void race(i64* out) {
+  __shared__ i64 cell[64];
+  cell[threadIdx.x] = threadIdx.x;
+  %s
+  out[threadIdx.x] = cell[63 - threadIdx.x];
+}
+"""
+STUCK = """
+__global__ void race(i64* out) {
+  if (threadIdx.x < 40) __syncthreads();
+  out[threadIdx.x] = 1;
+}
+"""
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Build one kernel that no file has."""
+
+    def build(text: str, *arguments: str) -> shim.Kernel:
+        signature = sources.Signature("race", "none", (), arguments)
+        monkeypatch.setattr(sources, "signatures", lambda: {"race": signature})
+        header = sources.source("philox").partition("// Philox")[0]
+        return shim.build(header + text, ("race",))["race"]
+
+    return build
+
+
+@needs_compiler
+def test_a_missing_barrier_shows_when_the_order_is_reversed(tiny):
+    for barrier, equal in (("__syncthreads();", True), ("", False)):
+        kernel = tiny(RACE % barrier, "i64*")
+        results = []
+        for reverse in (False, True):
+            out = np.full(64, -1)
+            kernel(1, 64, (out,), reverse)
+            results.append(out)
+        assert np.array_equal(*results) == equal
+
+
+@needs_compiler
+def test_threads_that_wait_in_vain_are_reported(tiny):
+    with pytest.raises(RuntimeError, match="wait for each other for ever"):
+        tiny(STUCK, "i64*")(1, 64, (np.zeros(64, np.int64),))
+
+
+@needs_compiler
+def test_wrong_arguments_are_refused():
+    kernel = shim.library("softmax", "float")["softmax<float, 32>"]
+    x, n = np.zeros((4, 4), np.float32), np.int64(4)
+    for wrong, said in (
+        ((x.astype(np.float64), x, n, n), "float64"),
+        ((x.T, x, n, n), "gaps"),
+        ((x, x, 4, n), "NumPy scalar"),
+        ((x, x, np.int32(4), n), "int32"),
+        ((x, x, x, n), "array"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            kernel(1, 256, wrong)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
+def test_half_precision_conversions_round_as_the_formats_do(dtype, tiny, monkeypatch):
+    """Every 16-bit pattern survives a round trip, and floats between two of them round to even."""
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    element = sources.FLOATS[np.dtype(dtype).name]
+    values = np.arange(2**16, dtype=np.uint16).view(dtype)
+    values = values[np.isfinite(values.astype(np.float32))]
+    wide = np.sort(values.astype(np.float32))
+    middle = (wide[1:].astype(np.float64) + wide[:-1]) / 2
+    near = np.concatenate([middle, np.nextafter(middle, np.inf), np.nextafter(middle, -np.inf)])
+    near = np.concatenate([near.astype(np.float32), wide, np.float32([np.inf, -np.inf, 1e30, 7e4])])
+    text = (
+        "__global__ void race(float* in, unsigned short* out, i64 n) {\n"
+        "  for (i64 i = thread_index(); i < n; i += thread_count()) {{\n"
+        f"    {element} h(in[i]);\n    in[i] = h;\n    memcpy(out + i, &h, 2);\n  }}\n}}\n"
+    )
+    monkeypatch.setitem(shim._POINTED, "unsigned short", np.dtype(np.uint16))
+    kernel = tiny(text, "float*", "unsigned short*", "i64")
+    back, bits = near.copy(), np.empty(near.shape, np.uint16)
+    with np.errstate(over="ignore"):
+        kernel(8, 256, (back, bits, np.int64(near.size)))
+        expected = near.astype(dtype)
+    assert np.array_equal(back, expected.astype(np.float32))
+    assert np.array_equal(bits, expected.view(np.uint16))
+
+
+# Launch geometry.
+
+
+def test_geometry_covers_and_stays_within_the_limits():
+    for n in (1, 255, 256, 257, 10**6, 10**10):
+        launch = geometry.over(n)
+        assert 1 <= launch.grid <= 4096 and launch.block == 256
+    assert geometry.over(257).grid == 2
+    for rows, cols, team, grid in (
+        (1, 10, 32, 1),
+        (9, 256, 32, 2),
+        (9, 257, 256, 9),
+        (10**7, 10, 32, 65536),
+    ):
+        assert geometry.over_rows(rows, cols) == (team, (grid, 256))
+    for rows in (1, 31, 4096, 10**6):
+        span = geometry.row_span(rows)
+        assert span >= 32 and -(-rows // span) <= 128
+    for outer, size, count, tail in ((1, 1, 1, 1), (2, 50000, 4096, 512), (1, 10**6, 10, 1)):
+        width, depth, launch = geometry.over_segments(outer, size, count, tail)
+        assert 256 % (width * depth) == 0 and 1 <= launch.grid <= 65536
+    assert geometry.over_segments(1, 10, 10**6, 1)[:2] == (1, 256)
+    assert geometry.over_segments(1, 10**6, 10, 64)[:2] == (32, 1)
