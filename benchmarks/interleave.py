@@ -1,8 +1,10 @@
-"""Timing contenders in turns, each in its own process, so that the machine's drift cancels out of their ratios.
+"""Timing contenders in turns, each in its own process, so that the machine's drift cancels out of
+their ratios.
 
-A contender is a command that prints a line ``READY {json}`` once it is warm, and then for each line ``go SECONDS`` on its standard
-input runs for about that long and prints its steps per second. Between its turns it is stopped (SIGSTOP): the idle threads of one
-library must not slow down another.
+A contender is a command that prints a line ``READY {json}`` once it is warm, and then for each line
+``go SECONDS`` on its standard input runs for about that long and prints its steps per second.
+Between its turns it is stopped (SIGSTOP): the idle threads of one library must not slow down
+another.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Result:
 HEADER = f"{'contender':<26}{'steps/s':>12}{'us/step':>12}{'ratio':>8}  [lowest .. highest]"
 
 
-def run(module: str, workload: str, contenders: Sequence[str], rounds: int, seconds: float) -> tuple[list[Result], dict[str, str]]:
+def run(
+    module: str, workload: str, contenders: Sequence[str], rounds: int, seconds: float
+) -> tuple[list[Result], dict[str, str]]:
     """Time contenders in turns.
 
     Parameters
@@ -74,7 +78,9 @@ def run(module: str, workload: str, contenders: Sequence[str], rounds: int, seco
             while line and not line.startswith("READY"):
                 line = process.stdout.readline()
             if not line:
-                absent[name] = (process.stderr.read().strip().splitlines() or ["ended without a word"])[-1]
+                absent[name] = (
+                    process.stderr.read().strip().splitlines() or ["ended without a word"]
+                )[-1]
                 process.wait()
                 continue
             infos[name] = json.loads(line[5:])
@@ -99,7 +105,14 @@ def run(module: str, workload: str, contenders: Sequence[str], rounds: int, seco
     for name, found in rates.items():
         ratios = [a / b for a, b in zip(found, rates.get(base, found), strict=True)]
         results.append(
-            Result(name, statistics.median(found), statistics.median(ratios), min(ratios), max(ratios), infos[name])
+            Result(
+                name,
+                statistics.median(found),
+                statistics.median(ratios),
+                min(ratios),
+                max(ratios),
+                infos[name],
+            )
         )
     return results, absent
 
@@ -132,7 +145,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor()
     try:
         with open("/proc/cpuinfo") as file:
-            model = next((x.split(":", 1)[1].strip() for x in file if x.startswith("model name")), model)
+            model = next(
+                (x.split(":", 1)[1].strip() for x in file if x.startswith("model name")), model
+            )
     except OSError:
         pass
     versions = {}
@@ -141,7 +156,12 @@ def machine() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Steps per second of two textbook networks: this project (eager), PyTorch (eager) and scikit-learn, in turns.
+"""Steps per second of two textbook networks: this project (eager), PyTorch (eager) and
+scikit-learn, in turns.
 
     python -m benchmarks.mlp [--only nielsen,mlp512] [--rounds 7] [--seconds 1.0] [--json FILE]
 
-``nielsen``: 784-30-10, sigmoid, quadratic cost, batch 10, SGD 3.0. ``mlp512``: 784-512-512-10, ReLU, cross-entropy, batch 128,
-Adam 1e-3; float32. A step is forward, backward and update on a batch that is already in memory. scikit-learn has no quadratic
-cost for classes: on ``nielsen`` it trains the same sizes with its own softmax cross-entropy, and its step includes its shuffling.
+``nielsen``: 784-30-10, sigmoid, quadratic cost, batch 10, SGD 3.0. ``mlp512``: 784-512-512-10,
+ReLU, cross-entropy, batch 128, Adam 1e-3; float32. A step is forward, backward and update on a
+batch that is already in memory. scikit-learn has no quadratic cost for classes: on ``nielsen`` it
+trains the same sizes with its own softmax cross-entropy, and its step includes its shuffling.
 """
 
 from __future__ import annotations
@@ -123,10 +125,23 @@ def sklearn_fit(workload: str) -> Callable[[], Any]:
     warnings.simplefilter("ignore", ConvergenceWarning)
     sizes, batch = WORKLOADS[workload]
     x, labels = make_data(sizes, batch)
-    options: dict[str, Any] = {"solver": "sgd", "activation": "logistic", "momentum": 0.0, "learning_rate_init": 0.1}
+    options: dict[str, Any] = {
+        "solver": "sgd",
+        "activation": "logistic",
+        "momentum": 0.0,
+        "learning_rate_init": 0.1,
+    }
     if workload != "nielsen":
         options = {"solver": "adam", "activation": "relu", "learning_rate_init": 1e-3}
-    model = MLPClassifier(sizes[1:-1], batch_size=batch, max_iter=1, alpha=0.0, random_state=0, warm_start=True, **options)
+    model = MLPClassifier(
+        sizes[1:-1],
+        batch_size=batch,
+        max_iter=1,
+        alpha=0.0,
+        random_state=0,
+        warm_start=True,
+        **options,
+    )
     return lambda: model.fit(x, labels)
 
 
@@ -143,7 +158,9 @@ def worker(name: str, workload: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", nargs=2, metavar=("CONTENDER", "WORKLOAD"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--worker", nargs=2, metavar=("CONTENDER", "WORKLOAD"), help=argparse.SUPPRESS
+    )
     parser.add_argument("--only", default=",".join(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -155,9 +172,14 @@ def main(argv: list[str] | None = None) -> int:
     report: dict[str, Any] = {"machine": interleave.machine(), "workloads": {}}
     print(json.dumps(report["machine"]))
     for workload in options.only.split(","):
-        results, absent = interleave.run("benchmarks.mlp", workload, CONTENDERS, options.rounds, options.seconds)
+        results, absent = interleave.run(
+            "benchmarks.mlp", workload, CONTENDERS, options.rounds, options.seconds
+        )
         sizes, batch = WORKLOADS[workload]
-        print(f"\n{workload}: {'-'.join(map(str, sizes))}, batch {batch}; ratio of steps per second to {CONTENDERS[0]}")
+        print(
+            f"\n{workload}: {'-'.join(map(str, sizes))}, batch {batch}; "
+            f"ratio of steps per second to {CONTENDERS[0]}"
+        )
         print(interleave.HEADER)
         for result in results:
             print(result.row())

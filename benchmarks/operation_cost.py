@@ -1,4 +1,5 @@
-"""What one recorded operation costs: adding two tensors of 10 elements, forward and backward, beside PyTorch.
+"""What one recorded operation costs: adding two tensors of 10 elements, forward and backward,
+beside PyTorch.
 
     python -m benchmarks.operation_cost [--rounds 7]
 """
@@ -82,8 +83,13 @@ def main(argv: list[str] | None = None) -> int:
         interleave.serve(make(workload), {}, steps_per_call=PER_CALL)
         return 0
     for workload in ("forward", "forward+backward", "chain"):
-        results, absent = interleave.run("benchmarks.operation_cost", workload, CONTENDERS, options.rounds, 0.3)
-        print(f"\nadd, 10 elements, {workload} (a step is one addition; chain: {PER_CALL} additions, then one backward pass)")
+        results, absent = interleave.run(
+            "benchmarks.operation_cost", workload, CONTENDERS, options.rounds, 0.3
+        )
+        print(
+            f"\nadd, 10 elements, {workload} (a step is one addition; "
+            f"chain: {PER_CALL} additions, then one backward pass)"
+        )
         print(interleave.HEADER)
         for result in results:
             print(result.row())

@@ -1,8 +1,9 @@
 """The lesson in one page: how a network of two weights learns, with every derivative printed.
 
-A neuron computes ``a = sigmoid(w x + b)`` and the cost is ``C = (a - target)**2 / 2``. The weights start random, the error comes
-out, the chain rule gives each weight's partial derivative (how sensitive the cost is to it), gradient descent moves the weight
-a little against it, and the error falls.
+A neuron computes ``a = sigmoid(w x + b)`` and the cost is ``C = (a - target)**2 / 2``. The weights
+start random, the error comes out, the chain rule gives each weight's partial derivative (how
+sensitive the cost is to it), gradient descent moves the weight a little against it, and the error
+falls.
 
     python examples/chain_rule.py
 """
@@ -21,13 +22,17 @@ class Narrator:
 
     scope = None
 
-    def forward(self, op: Operation, inputs: Sequence[Any], outputs: Sequence[Any], params: dict[str, Any]) -> None:
+    def forward(
+        self, op: Operation, inputs: Sequence[Any], outputs: Sequence[Any], params: dict[str, Any]
+    ) -> None:
         values = ", ".join(f"{float(x):+.4f}" for x in inputs)
         print(f"  {op.name:<9}({values}) = {float(outputs[0]):+.4f}")
 
     def backward(self, node: Node, dy: Any, cotangents: Sequence[Any]) -> None:
         parts = ", ".join(
-            f"dC/d{name} = {float(g):+.4f}" for name, g in zip(node.op.inputs, cotangents, strict=True) if g is not None
+            f"dC/d{name} = {float(g):+.4f}"
+            for name, g in zip(node.op.inputs, cotangents, strict=True)
+            if g is not None
         )
         print(f"  {node.op.name:<9} dC/dout = {float(dy):+.4f}  ->  {parts}")
 
@@ -52,10 +57,10 @@ def main() -> None:
     STATE.observer = Narrator()
     print("forwards, each operation with the values it was given:")
     error = cost(w, b, x, target)
-    print("backwards, each operation turns the sensitivity to its result into sensitivities to its inputs:")
+    print("backwards, sensitivity to each result becomes sensitivity to what it was made from:")
     error.backward()
     STATE.observer = None
-    print(f"so the cost's partial derivatives are dC/dw = {float(w.grad):+.4f} and dC/db = {float(b.grad):+.4f}")
+    print(f"so dC/dw = {float(w.grad):+.4f} and dC/db = {float(b.grad):+.4f}")
 
     print("gradient descent:")
     for step in range(1, 101):
@@ -67,7 +72,8 @@ def main() -> None:
             w = (w - rate * w.grad).requires_grad_()
             b = (b - rate * b.grad).requires_grad_()
         if step in (1, 2, 5, 10, 20, 50, 100):
-            print(f"  step {step:>3}: w = {float(w):+.4f}, b = {float(b):+.4f}, cost = {float(error):.6f}")
+            moved = f"w = {float(w):+.4f}, b = {float(b):+.4f}"
+            print(f"  step {step:>3}: cost was {float(error):.6f}, now {moved}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The errors that a user of the library can meet, each also an instance of the built-in error it refines."""
+"""The errors that a user can meet, each also an instance of the built-in error that it refines."""
 
 from __future__ import annotations
 

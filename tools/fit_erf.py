@@ -1,6 +1,8 @@
-"""Compute the polynomials of ``gpubackprop/backends/special.py``: run ``python tools/fit_erf.py`` (needs mpmath).
+"""Compute the polynomials of ``gpubackprop/backends/special.py``: run ``python tools/fit_erf.py``
+(needs mpmath).
 
-Chebyshev interpolation in 50 digits, converted to powers of a variable in [-1, 1], printed highest power first.
+Chebyshev interpolation in 50 digits, converted to powers of a variable in [-1, 1], printed highest
+power first.
 """
 
 import mpmath as mp
@@ -38,7 +40,8 @@ def near(s):
 
 
 def far(s):
-    """exp(x**2) erfc(x) / t with t = 2/(2+x) for x in [1, 6]; s maps t from [1/4, 2/3] to [-1, 1]."""
+    """exp(x**2) erfc(x) / t with t = 2/(2+x) for x in [1, 6]; s maps t from [1/4, 2/3] to [-1,
+    1]."""
     t = mp.mpf(1) / 4 + (s + 1) / 2 * (mp.mpf(2) / 3 - mp.mpf(1) / 4)
     x = 2 / t - 2
     return mp.exp(x * x) * mp.erfc(x) / t

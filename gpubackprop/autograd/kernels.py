@@ -1,8 +1,10 @@
-"""The tape as an interpreter of kernels: a rule that is handed these kernels computes on tensors and is recorded itself.
+"""The tape as an interpreter of kernels: a rule that is handed these kernels computes on tensors
+and is recorded itself.
 
-A kernel for which an operation of the same name is registered becomes that operation. Every other kernel is a composite, and
-its definition in the contract runs as it stands, on tensors. So a backward rule that runs here yields a result that can be
-differentiated again, to any order, with no rule written twice.
+A kernel for which an operation of the same name is registered becomes that operation. Every other
+kernel is a composite, and its definition in the contract runs as it stands, on tensors. So a
+backward rule that runs here yields a result that can be differentiated again, to any order, with no
+rule written twice.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from gpubackprop.errors import GradientError
 
 
 class TapeKernels(Backend):
-    """Kernels on tensors. One instance serves one rule at a time per thread; the device is that of the tensors."""
+    """Kernels on tensors. One instance serves one rule at a time per thread; the device is that of
+    the tensors."""
 
     name = "tape"
 
@@ -31,7 +34,8 @@ class TapeKernels(Backend):
 
     def __getattr__(self, kernel: str) -> Any:
         raise GradientError(
-            f"{kernel} has no derivative rule, so a derivative that goes through it cannot be differentiated again"
+            f"{kernel} has no derivative rule, so a derivative that goes through it cannot be "
+            "differentiated again"
         )
 
     def detach(self, x: Tensor) -> Tensor:
@@ -64,7 +68,8 @@ class TapeKernels(Backend):
 
 
 def _as_kernel(op: tape.Operation) -> Any:
-    """`op` with its kernel's calling convention: the operation's inputs may come by keyword, its parameters by position."""
+    """`op` with its kernel's calling convention: the operation's inputs may come by keyword, its
+    parameters by position."""
     names = op.parameters
 
     def call(*args: Any, out: None = None, **params: Any) -> Any:

@@ -46,7 +46,8 @@ class Sample(NamedTuple):
 
 
 ALL_INPUTS = ("inputs",)
-"""Value of ``Operation.saves`` for an operation of any number of inputs whose rule reads all of them."""
+"""Value of ``Operation.saves`` for an operation of any number of inputs whose rule reads all of
+them."""
 
 Samples = Callable[[np.random.Generator], Iterable[Sample]]
 
@@ -58,25 +59,31 @@ class Operation:
     Attributes
     ----------
     name : the operation's name; equal to the kernel's where it is one kernel.
-    forward : ``forward(K, *inputs, **params)`` returns the result in terms of the kernels K, or, with `extras`, the result
-        followed by the extra values. With ``outputs="many"`` the result is a tuple.
-    backward : ``backward(K, call, dy, *saved, **params)`` returns one cotangent per input, None where there is none. `dy` is the
-        cotangent of the result (a tuple for many outputs), `saved` the values that `saves` names. ``call.needs`` tells which
-        inputs want a cotangent, ``call.shapes`` the inputs' shapes. None: the operation has no derivative.
-    infer : ``infer(*specs, **params)`` gives the result's ``Spec`` (a tuple for many outputs) or raises ``ShapeError`` or
-        ``DTypeError`` in words. It runs only when a kernel has failed, or always where `strict`.
+    forward : ``forward(K, *inputs, **params)`` returns the result in terms of the kernels K, or,
+        with `extras`, the result followed by the extra values. With ``outputs="many"`` the result
+        is a tuple.
+    backward : ``backward(K, call, dy, *saved, **params)`` returns one cotangent per input, None
+        where there is none. `dy` is the cotangent of the result (a tuple for many outputs), `saved`
+        the values that `saves` names. ``call.needs`` tells which inputs want a cotangent,
+        ``call.shapes`` the inputs' shapes. None: the operation has no derivative.
+    infer : ``infer(*specs, **params)`` gives the result's ``Spec`` (a tuple for many outputs) or
+        raises ``ShapeError`` or ``DTypeError`` in words. It runs only when a kernel has failed, or
+        always where `strict`.
     samples : ``samples(rng)`` yields the inputs of the tests.
-    saves : names of the values that backward reads: inputs, ``"out"`` and extras, or ``ALL_INPUTS``. Nothing else is kept.
+    saves : names of the values that backward reads: inputs, ``"out"`` and extras, or
+        ``ALL_INPUTS``. Nothing else is kept.
     extras : names of further values that forward computes for backward.
-    constant_extras : the extras are locally constant (masks, indices); otherwise the tape recomputes them from the inputs,
-        all of which must then be saved.
+    constant_extras : the extras are locally constant (masks, indices); otherwise the tape
+        recomputes them from the inputs, all of which must then be saved.
     broadcasts : a cotangent is summed back to the shape of its input where forward repeated it.
-    strict : check with `infer` before every call, where NumPy would accept what is surely a mistake.
+    strict : check with `infer` before every call, where NumPy would accept what is surely a
+        mistake.
     order : highest order of derivative that the rule gives (2 stands for any).
 
-    Inputs are the positional parameters of `forward` after K (or its ``*args``), `params` its keyword-only parameters.
-    Both rules speak only in kernels of the K that they are handed. That is what lets one statement run on arrays of every
-    device, on the recorder of a compiled step, and on tensors for higher derivatives.
+    Inputs are the positional parameters of `forward` after K (or its ``*args``), `params` its
+    keyword-only parameters. Both rules speak only in kernels of the K that they are handed. That is
+    what lets one statement run on arrays of every device, on the recorder of a compiled step, and
+    on tensors for higher derivatives.
     """
 
     name: str
@@ -98,9 +105,13 @@ class Operation:
 
     def __post_init__(self) -> None:
         signature = list(inspect.signature(self.forward).parameters.values())[1:]
-        names = tuple(p.name for p in signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        names = tuple(
+            p.name for p in signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        )
         object.__setattr__(self, "inputs", names)
-        object.__setattr__(self, "parameters", tuple(p.name for p in signature if p.kind is p.KEYWORD_ONLY))
+        object.__setattr__(
+            self, "parameters", tuple(p.name for p in signature if p.kind is p.KEYWORD_ONLY)
+        )
         object.__setattr__(self, "variadic", any(p.kind is p.VAR_POSITIONAL for p in signature))
         if self.saves == ALL_INPUTS:
             object.__setattr__(self, "save_plan", None)
@@ -121,13 +132,15 @@ class Operation:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether the operation is exactly one kernel of the same name, so that the tape may stand in for it."""
+        """Whether the operation is exactly one kernel of the same name, so that the tape may stand
+        in for it."""
         return not self.extras and self.outputs == "one" and self.name in KERNELS
 
     def explain(
         self, error: Exception, arguments: Iterable[Any], params: dict[str, Any], device: str
     ) -> Exception:
-        """The error to raise when a kernel failed: the shape rule's words where it finds the fault, else the kernel's."""
+        """The error to raise when a kernel failed: the shape rule's words where it finds the fault,
+        else the kernel's."""
         specs = [Spec.of(a) for a in arguments]
         try:
             self.infer(*specs, **params)
@@ -135,10 +148,14 @@ class Operation:
             return found
         except Exception:  # noqa: BLE001 - the kernel's own error below is the better one
             pass
-        named = ", ".join(f"{n}={s}" for n, s in zip(self._argument_names(len(specs)), specs, strict=True))
+        named = ", ".join(
+            f"{n}={s}" for n, s in zip(self._argument_names(len(specs)), specs, strict=True)
+        )
         message = f"{self.name}: {error} (arguments {named} on {device})"
         if isinstance(error, (ValueError, IndexError)):
-            return ShapeError(message) if isinstance(error, ValueError) else IndexErrorInOperation(message)
+            return (
+                ShapeError(message) if isinstance(error, ValueError) else IndexRangeError(message)
+            )
         if isinstance(error, TypeError):
             return DTypeError(message)
         error.add_note(message)
@@ -149,7 +166,7 @@ class Operation:
         return names + [f"input {i}" for i in range(len(names), n)]
 
 
-class IndexErrorInOperation(ShapeError, IndexError):
+class IndexRangeError(ShapeError, IndexError):
     """An index or a label is out of range."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import tape
+from gpubackprop.autograd.chain_rule import run_backward
 from gpubackprop.autograd.methods import ArrayMethods
 from gpubackprop.autograd.tape import STATE, Node
 from gpubackprop.backends import Array, Backend, Shape, backend_of, get_backend
@@ -18,8 +19,9 @@ from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeErro
 class Tensor(ArrayMethods):
     """An array on a device, together with its place in the computational graph.
 
-    Make one with :func:`tensor`. Arithmetic, indexing and the methods below record themselves, so that ``backward()`` can find
-    the partial derivative of a cost by every tensor that was made with ``requires_grad=True``.
+    Make one with :func:`tensor`. Arithmetic, indexing and the methods below record themselves, so
+    that ``backward()`` can find the partial derivative of a cost by every tensor that was made with
+    ``requires_grad=True``.
 
     Attributes
     ----------
@@ -119,7 +121,8 @@ class Tensor(ArrayMethods):
         """The only element as a Python number; waits for a device."""
         if self.array.size != 1:
             raise ShapeError(
-                f"item: the tensor has {self.array.size} elements, shape {self.shape}; index it first"
+                f"item: the tensor has {self.array.size} elements (shape {self.shape}), not one; "
+                "index it first"
             )
         return self.numpy().reshape(()).item()
 
@@ -141,7 +144,8 @@ class Tensor(ArrayMethods):
         return Tensor(self.array, self.backend)
 
     def to(self, device: str | Backend) -> Tensor:
-        """A copy on another device (the tensor itself if it is there already). A copy of a leaf is a leaf of its own.
+        """A copy on another device (the tensor itself if it is there already). A copy of a leaf is
+        a leaf of its own.
 
         Raises
         ------
@@ -178,11 +182,13 @@ class Tensor(ArrayMethods):
         retain_graph: bool = False,
         create_graph: bool = False,
     ) -> None:
-        """Add the partial derivatives of this tensor to ``grad`` of every leaf that it was computed from.
+        """Add the partial derivatives of this tensor to ``grad`` of every leaf that it was computed
+        from.
 
         Parameters
         ----------
-        gradient : the derivative of the cost by this tensor, of its shape; may be left out for a single element (then 1).
+        gradient : the derivative of the cost by this tensor, of its shape; may be left out for a
+            single element (then 1).
         retain_graph : keep the saved values, so that the graph can be walked again.
         create_graph : record the derivatives' own computation.
         """
@@ -191,7 +197,7 @@ class Tensor(ArrayMethods):
                 "backward: this tensor does not depend on any tensor that has requires_grad=True"
             )
         seed = seed_cotangent(self, gradient, create_graph)
-        tape.run_backward([self], [seed], retain_graph=retain_graph, create_graph=create_graph)
+        run_backward([self], [seed], retain_graph=retain_graph, create_graph=create_graph)
 
     def accumulate(self, g: Any, kernels: Any) -> None:
         """Add a cotangent to ``grad`` (of a leaf)."""
@@ -202,11 +208,11 @@ class Tensor(ArrayMethods):
             else:
                 self.grad = g if g.requires_grad else Tensor(backend.copy(g.array), backend)
         elif self.grad is None:
-            # A copy, since rules may hand the same array to two leaves; an array, since NumPy copies 0-d arrays to scalars.
+            # A copy, since rules may hand the same array to two leaves; an array, since NumPy
+            # copies 0-d arrays to scalars.
             self.grad = Tensor(backend.asarray(backend.copy(g)), backend)
-        elif (
-            self.grad.requires_grad
-        ):  # somebody may differentiate it again: its array must stay as it is
+        elif self.grad.requires_grad:
+            # Somebody may differentiate it again: its array must stay as it is.
             self.grad = Tensor(backend.asarray(backend.add(self.grad.array, g)), backend)
         else:
             total = self.grad.array
@@ -236,9 +242,11 @@ def tensor(
 
     Parameters
     ----------
-    data : numbers, nested sequences, a NumPy or CuPy array (shared, not copied, if dtype and device fit), or a tensor.
+    data : numbers, nested sequences, a NumPy or CuPy array (shared, not copied, if dtype and device
+        fit), or a tensor.
     dtype : NumPy dtype; by default the array's own, and float32 for Python floats.
-    device : where to put it; by default where `data` is, else the device named by ``GPUBACKPROP_DEVICE``, else the CPU.
+    device : where to put it; by default where `data` is, else the device named by
+        ``GPUBACKPROP_DEVICE``, else the CPU.
     requires_grad : whether derivatives by this tensor are wanted.
 
     Raises
@@ -246,10 +254,11 @@ def tensor(
     DTypeError
         If `data` is not numeric, or derivatives are asked of an integer dtype.
     """
+    source = None
     if isinstance(data, Tensor):
-        data = data.array
+        source, data = data.backend, data.array
     if hasattr(data, "dtype") and hasattr(data, "shape"):
-        source = backend_of(data)
+        source = source or backend_of(data)
         backend = source if device is None else get_backend(device)
         if backend is not source:
             data = source.to_numpy(data)
@@ -276,8 +285,8 @@ def seed_cotangent(t: Tensor, gradient: Any, create_graph: bool) -> Any:
     if gradient is None:
         if t.size != 1:
             raise GradientError(
-                f"backward: a tensor of shape {t.shape} needs the derivative of the cost by it (gradient=...); "
-                "only a single element may do without"
+                f"backward: a tensor of shape {t.shape} needs the derivative of the cost by it "
+                "(gradient=...); only a single element may do without"
             )
         array = t.backend.ones(t.shape, t.dtype)
     else:
@@ -286,8 +295,8 @@ def seed_cotangent(t: Tensor, gradient: Any, create_graph: bool) -> Any:
                 raise DeviceError(
                     f"backward: gradient is on {gradient.device}, the tensor on {t.device}"
                 )
-            if create_graph:
-                return gradient
+            if create_graph and gradient.shape == t.shape:
+                return gradient if gradient.dtype == t.dtype else gradient.astype(t.dtype)
             gradient = gradient.array
         array = t.backend.asarray(gradient, t.dtype)
         if array.shape != t.shape:
@@ -325,6 +334,8 @@ def grad(
     given = (
         [grad_outputs] if isinstance(outputs, Tensor) else list(grad_outputs or [None] * len(outs))
     )
+    if len(given) != len(outs):
+        raise GradientError(f"grad: {len(outs)} outputs, but {len(given)} grad_outputs")
     for kind, tensors in (("output", outs), ("input", ins)):
         for i, t in enumerate(tensors):
             if not t.requires_grad:
@@ -332,7 +343,7 @@ def grad(
                     f"grad: {kind} {i} (shape {t.shape}) does not require a gradient"
                 )
     seeds = [seed_cotangent(t, g, create_graph) for t, g in zip(outs, given, strict=True)]
-    found = tape.run_backward(
+    found = run_backward(
         outs,
         seeds,
         targets=ins,
@@ -344,7 +355,8 @@ def grad(
         if g is None:
             if not allow_unused:
                 raise GradientError(
-                    f"grad: the outputs do not depend on input {i} (shape {t.shape}); allow_unused=True gives zeros"
+                    f"grad: the outputs do not depend on input {i} (shape {t.shape}); "
+                    "allow_unused=True gives zeros"
                 )
             g = t.backend.zeros(t.shape, t.dtype)
         results.append(g if isinstance(g, Tensor) else Tensor(t.backend.asarray(g), t.backend))
@@ -359,7 +371,8 @@ class _Recording(ContextDecorator, AbstractContextManager):
         self.previous: list[bool] = []
 
     def _recreate_cm(self) -> _Recording:
-        # A decorated function may run in several threads at once, and each call must put back its own thread's state.
+        # A decorated function may run in several threads at once, and each call must put back its
+        # own thread's state.
         return _Recording(self.recording)
 
     def __enter__(self) -> None:
@@ -371,7 +384,8 @@ class _Recording(ContextDecorator, AbstractContextManager):
 
 
 def no_grad() -> _Recording:
-    """Within this context (or function), operations leave no trace: less memory, and no gradients."""
+    """Within this context (or function), operations leave no trace: less memory, and no
+    gradients."""
     return _Recording(False)
 
 

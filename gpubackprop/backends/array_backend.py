@@ -1,4 +1,5 @@
-"""The primitives over an array namespace that follows NumPy: shared by the NumPy and the CUDA backend."""
+"""The primitives over an array namespace that follows NumPy: shared by the NumPy and the CUDA
+backend."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from gpubackprop.backends.primitives import Array, Axis, DType, Primitives, Shap
 class ArrayBackend(Backend):
     """Primitives spelled with the functions of ``xp``.
 
-    Elementwise kernels are the namespace's own functions, bound as attributes: calling one costs no Python frame.
+    Elementwise kernels are the namespace's own functions, bound as attributes: calling one costs no
+    Python frame.
 
     Parameters
     ----------
@@ -135,7 +137,8 @@ class ArrayBackend(Backend):
         return self.xp.matmul(x1, x2) if out is None else self.xp.matmul(x1, x2, out=out)
 
     def einsum(self, subscripts: str, *operands: Array) -> Array:
-        # Optimised, two operands go through matrix products: several times faster than the plain loop from 64 x 64 on.
+        # Optimised, two operands go through matrix products: several times faster than the plain
+        # loop from 64 x 64 on.
         return self.xp.einsum(subscripts, *operands, optimize=len(operands) > 1)
 
     def asarray(self, data: Any, dtype: DType = None) -> Array:
@@ -167,10 +170,13 @@ class ArrayBackend(Backend):
 
 
 def is_basic_key(key: Any) -> bool:
-    """Whether indexing with `key` can only select each element once and yields a view (no index arrays)."""
+    """Whether indexing with `key` can only select each element once and yields a view (no index
+    arrays)."""
     entries = key if isinstance(key, tuple) else (key,)
     return all(
-        k is None or isinstance(k, (slice, EllipsisType, int, np.integer)) and not isinstance(k, bool)
+        k is None
+        or isinstance(k, (slice, EllipsisType, int, np.integer))
+        and not isinstance(k, bool)
         for k in entries
     )
 

@@ -1,11 +1,12 @@
 """The kernel contract: everything that the layers above may ask of a device.
 
-``Backend`` = primitives (each backend supplies them) + composites and updates (defined once, overridden where a fused kernel
-pays). Derivative rules, layers and optimizers speak to a backend and to nothing else; which array library answers is the
-backend's business.
+``Backend`` = primitives (each backend supplies them) + composites and updates (defined once,
+overridden where a fused kernel pays). Derivative rules, layers and optimizers speak to a backend
+and to nothing else; which array library answers is the backend's business.
 
-To add a backend: subclass ``Backend``, supply the primitives, register it in ``device.py``. The reflection test compares its
-signatures with the contract and the parity suite runs it over every operation's samples.
+To add a backend: subclass ``Backend``, supply the primitives, register it in ``device.py``. The
+reflection test compares its signatures with the contract and the parity suite runs it over every
+operation's samples.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ class Backend(Updates):
     def first_outside(
         self, x: Array, low: float, high: float
     ) -> tuple[tuple[int, ...], float] | None:
-        """Where the first element outside [low, high] is (a NaN is outside), and its value; None where there is none.
+        """Where the first element outside [low, high] is (a NaN is outside), and its value; None
+        where there is none.
 
-        For errors that name an element. A device that would have to be waited for does not look, and gives None.
+        For errors that name an element. A device that would have to be waited for does not look,
+        and gives None.
         """
         return None
 

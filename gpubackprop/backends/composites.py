@@ -1,11 +1,12 @@
 """The composite kernels: coarse kernels with a definition in terms of the primitives.
 
-The definition *is* the specification. A backend may override any of them with a fused kernel, and the parity suite then compares
-the override with the definition below. On the tape the definitions run as they stand, on tensors, so that a coarse kernel that
-appears in a backward rule can itself be differentiated without a further rule.
+The definition *is* the specification. A backend may override any of them with a fused kernel, and
+the parity suite then compares the override with the definition below. On the tape the definitions
+run as they stand, on tensors, so that a coarse kernel that appears in a backward rule can itself be
+differentiated without a further rule.
 
-Kernels named ``f_backward`` take the cotangent ``dy`` (the partial derivative of the cost by the result of ``f``) first and
-return the cotangent of the argument.
+Kernels named ``f_backward`` take the cotangent ``dy`` (the partial derivative of the cost by the
+result of ``f``) first and return the cotangent of the argument.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Composites(Primitives):
 
     # Shapes and means.
     def sum_to(self, x: Array, shape: Shape) -> Array:
-        """Sum away what broadcasting `shape` to ``x.shape`` repeated: the transpose of ``broadcast_to``."""
+        """Sum away what broadcasting `shape` to ``x.shape`` repeated: the transpose of
+        ``broadcast_to``."""
         if x.shape == shape:
             return x
         lead = x.ndim - len(shape)
@@ -56,13 +58,15 @@ class Composites(Primitives):
         return self.divide(self.sum(x, axis=axis, keepdims=keepdims), self.count(x.shape, axis))
 
     def var(self, x: Array, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Array:
-        """Mean squared deviation, divided by ``n - ddof``; two passes, so that a large mean costs no digits."""
+        """Mean squared deviation, divided by ``n - ddof``; two passes, so that a large mean costs
+        no digits."""
         deviation = self.subtract(x, self.mean(x, axis=axis, keepdims=True))
         total = self.sum(self.square(deviation), axis=axis, keepdims=keepdims)
         return self.divide(total, max(self.count(x.shape, axis) - ddof, 0))
 
     def logsumexp(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-        """log(sum(exp(x))) without overflow: the largest element is taken out first (a constant to the chain rule)."""
+        """log(sum(exp(x))) without overflow: the largest element is taken out first (a constant to
+        the chain rule)."""
         top = self.detach(self.max(x, axis=axis, keepdims=True))
         top = self.where(self.isfinite(top), top, 0.0)
         total = self.log(self.sum(self.exp(self.subtract(x, top)), axis=axis, keepdims=True))
@@ -78,7 +82,8 @@ class Composites(Primitives):
         return math.prod(shape[a] for a in normalize_axes(axis, len(shape)))
 
     def detach(self, x: Array) -> Array:
-        """`x`, held constant by the chain rule (arrays have no derivative to cut; the tape overrides this)."""
+        """`x`, held constant by the chain rule (arrays have no derivative to cut; the tape
+        overrides this)."""
         return x
 
     # Products.
@@ -129,7 +134,9 @@ class Composites(Primitives):
 
     def gelu(self, x: Array) -> Array:
         """x * Phi(x) with the normal distribution function Phi (Hendrycks & Gimpel 2016)."""
-        return self.multiply(self.multiply(x, 0.5), self.add(self.erf(self.multiply(x, SQRT_HALF)), 1.0))
+        return self.multiply(
+            self.multiply(x, 0.5), self.add(self.erf(self.multiply(x, SQRT_HALF)), 1.0)
+        )
 
     def gelu_backward(self, dy: Array, x: Array) -> Array:
         """dy * (Phi(x) + x * phi(x)) with the normal density phi."""
@@ -138,7 +145,8 @@ class Composites(Primitives):
         return self.multiply(dy, self.add(cdf, self.multiply(x, pdf)))
 
     def gelu_tanh(self, x: Array) -> Array:
-        """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x**3))): the approximation in Hendrycks & Gimpel 2016."""
+        """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x**3))): the approximation in Hendrycks &
+        Gimpel 2016."""
         return self.multiply(self.multiply(x, 0.5), self.add(self.tanh(self._gelu_inner(x)), 1.0))
 
     def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
@@ -167,9 +175,7 @@ class Composites(Primitives):
 
     def softplus(self, x: Array) -> Array:
         """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), which does not overflow."""
-        return self.add(
-            self.maximum(x, 0), self.log1p(self.exp(self.negative(self.absolute(x))))
-        )
+        return self.add(self.maximum(x, 0), self.log1p(self.exp(self.negative(self.absolute(x)))))
 
     # Softmax family, along one axis.
     def softmax(self, x: Array, axis: int = -1) -> Array:
@@ -191,9 +197,7 @@ class Composites(Primitives):
 
     def log_softmax_backward(self, dy: Array, y: Array, axis: int = -1) -> Array:
         """dy - softmax(x) * sum(dy), with softmax(x) = exp(y)."""
-        return self.subtract(
-            dy, self.multiply(self.exp(y), self.sum(dy, axis=axis, keepdims=True))
-        )
+        return self.subtract(dy, self.multiply(self.exp(y), self.sum(dy, axis=axis, keepdims=True)))
 
     def softmax_cross_entropy(
         self,
@@ -220,11 +224,13 @@ class Composites(Primitives):
 
         Notes
         -----
-        A target outside the range raises ``IndexError`` on the host; on a device that would have to stop to look, the row's loss
-        is NaN instead.
+        A target outside the range raises ``IndexError`` on the host; on a device that would have to
+        stop to look, the row's loss is NaN instead.
         """
         logp = self.log_softmax(x, axis=1)
-        q = self.smoothed_targets(target, x.shape[1], x.dtype, weight, ignore_index, label_smoothing)
+        q = self.smoothed_targets(
+            target, x.shape[1], x.dtype, weight, ignore_index, label_smoothing
+        )
         # A class without a share costs nothing, even at a logit of -inf.
         cost = self.where(self.equal(q, 0), 0.0, self.multiply(q, logp))
         return self.negative(self.sum(cost, axis=1)), logp
@@ -238,9 +244,12 @@ class Composites(Primitives):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> Array:
-        """dy * (softmax(x) * sum(q) - q) with the (smoothed, weighted) target q; dy has shape (N,), the result (N, C)."""
+        """dy * (softmax(x) * sum(q) - q) with the (smoothed, weighted) target q; dy has shape (N,),
+        the result (N, C)."""
         logp = log_probabilities
-        q = self.smoothed_targets(target, logp.shape[1], logp.dtype, weight, ignore_index, label_smoothing)
+        q = self.smoothed_targets(
+            target, logp.shape[1], logp.dtype, weight, ignore_index, label_smoothing
+        )
         slope = self.subtract(self.multiply(self.exp(logp), self.sum(q, axis=1, keepdims=True)), q)
         # A mean over rows that are all ignored has an infinite dy, and 0 * inf is no number.
         dy = self.where(self.equal(target, ignore_index), 0.0, dy)
@@ -255,8 +264,8 @@ class Composites(Primitives):
         ignore_index: int,
         label_smoothing: float,
     ) -> Array:
-        """(N, C) rows of ``(1 - s) * onehot + s / C``, times the class weights; zero for ignored rows, NaN for a row whose target
-        is no class."""
+        """(N, C) rows of ``(1 - s) * onehot + s / C``, times the class weights; zero for ignored
+        rows, NaN for a row whose target is no class."""
         column = self.reshape(target, (target.shape[0], 1))
         hit = self.equal(column, self.arange(0, classes, 1, target.dtype))
         q = self.astype(hit, dtype)
@@ -275,13 +284,12 @@ class Composites(Primitives):
 
         Returns
         -------
-        y, mean, rstd : the result, and mean and 1/sqrt(var + eps) with the normalised axes kept at size one.
+        y, mean, rstd : the result, and mean and 1/sqrt(var + eps) with the normalised axes kept at
+            size one.
         """
         over = tuple(range(-axes, 0))
         mean = self.mean(x, axis=over, keepdims=True)
-        rstd = self.reciprocal(
-            self.sqrt(self.add(self.var(x, axis=over, keepdims=True), eps))
-        )
+        rstd = self.reciprocal(self.sqrt(self.add(self.var(x, axis=over, keepdims=True), eps)))
         y = self.multiply(self.subtract(x, mean), rstd)
         if weight is not None:
             y = self.multiply(y, weight)
@@ -292,8 +300,8 @@ class Composites(Primitives):
     ) -> tuple[Array, Array]:
         """Cotangents of x and of the weight.
 
-        With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), and
-        dweight = sum(dy * xhat) over the leading axes. (The bias's is the sum of dy.)
+        With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - xhat * mean(g
+        * xhat)), and dweight = sum(dy * xhat) over the leading axes. (The bias's is the sum of dy.)
         """
         over = tuple(range(-axes, 0))
         xhat = self.multiply(self.subtract(x, mean), rstd)
@@ -307,7 +315,8 @@ class Composites(Primitives):
 
     # Random draws on the device.
     def bernoulli(self, shape: Shape, p: float, seed: int, stream: int, offset: int) -> Array:
-        """Booleans that are true with probability `p`: word i of ``random_bits`` below ``round(p * 2**32)``; exact on every backend."""
+        """Booleans that are true with probability `p`: word i of ``random_bits`` below ``round(p *
+        2**32)``; exact on every backend."""
         if p >= 1.0:
             return self.full(shape, True, bool)
         words = self.random_bits(seed, stream, offset, math.prod(shape))
@@ -315,15 +324,19 @@ class Composites(Primitives):
         return self.reshape(self.less(words, threshold), shape)
 
     def uniform(self, shape: Shape, seed: int, stream: int, offset: int) -> Array:
-        """float32 in [0, 1): the upper 24 bits of each word times 2**-24; exact on every backend."""
+        """float32 in [0, 1): the upper 24 bits of each word times 2**-24; exact on every
+        backend."""
         words = self.random_bits(seed, stream, offset, math.prod(shape))
-        scaled = self.multiply(self.floor(self.divide(self.astype(words, "float64"), 256.0)), 2.0**-24)
+        scaled = self.multiply(
+            self.floor(self.divide(self.astype(words, "float64"), 256.0)), 2.0**-24
+        )
         return self.reshape(self.astype(scaled, "float32"), shape)
 
     def dropout(
         self, x: Array, p: float, seed: int, stream: int, offset: int
     ) -> tuple[Array, Array]:
-        """Zero each element with probability `p` and scale the rest by 1/(1-p) (Srivastava et al. 2014).
+        """Zero each element with probability `p` and scale the rest by 1/(1-p) (Srivastava et al.
+        2014).
 
         Returns
         -------

@@ -1,14 +1,15 @@
 """Naming a device and finding its backend.
 
-A device is named by ``"cpu"``, ``"cuda"`` (the first GPU), ``"cuda:N"`` or ``"auto"``. An argument comes first, then the
-environment variable ``GPUBACKPROP_DEVICE``, then ``"cpu"`` for arrays and ``"auto"`` for the command.
+A device is named by ``"cpu"``, ``"cuda"`` (the first GPU), ``"cuda:N"`` or ``"auto"``. An argument
+comes first, then the environment variable ``GPUBACKPROP_DEVICE``, then ``"cpu"`` for arrays and
+``"auto"`` for the command.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from gpubackprop.backends.base import Backend
@@ -51,7 +52,8 @@ def choose(name: str | None = None, default: str = "auto") -> Choice:
     Returns
     -------
     Choice
-        The device and one sentence of reason. ``auto`` falls back to the CPU and says why; ``cuda`` never does.
+        The device and one sentence of reason. ``auto`` falls back to the CPU and says why; ``cuda``
+        never does.
 
     Raises
     ------
@@ -88,7 +90,8 @@ def get_backend(device: str | Backend | None = None) -> Backend:
 
     Parameters
     ----------
-    device : a device name, a backend (returned as it is), or None for ``GPUBACKPROP_DEVICE`` or else the CPU.
+    device : a device name, a backend (returned as it is), or None for ``GPUBACKPROP_DEVICE`` or
+        else the CPU.
     """
     if isinstance(device, Backend):
         return device
@@ -97,7 +100,7 @@ def get_backend(device: str | Backend | None = None) -> Backend:
     return _backend(choose(device, default="cpu").device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _backend(device: str) -> Backend:
     if device == "cpu":
         from gpubackprop.backends.numpy_backend import NumPyBackend

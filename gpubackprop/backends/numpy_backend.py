@@ -1,7 +1,7 @@
 """The NumPy backend: the reference that gives every kernel its meaning, on a CPU.
 
-The primitives come from NumPy. The overrides below compute what the composite definitions say with fewer passes over memory;
-the parity suite holds each against its definition.
+The primitives come from NumPy. The overrides below compute what the composite definitions say with
+fewer passes over memory; the parity suite holds each against its definition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from gpubackprop.backends.base import Numerics
 from gpubackprop.backends.primitives import Array
 from gpubackprop.backends.updates import Updates
 
-# Optimizer updates run over slices of this many elements: eight float32 temporaries of 64 KiB each stay in a core's L2 cache.
+# Optimizer updates run over slices of this many elements: eight float32 temporaries of 64 KiB each
+# stay in a core's L2 cache.
 UPDATE_BLOCK = 16384
 
 
@@ -61,8 +62,9 @@ class NumPyBackend(ArrayBackend):
         return philox.random_bits(seed, stream, offset, n)
 
     def scatter_take(self, dy: Array, indices: Array, axis: int, size: int) -> Array:
-        # Sorting brings equal indices together, and one reduceat sums each group in the order of appearance: several times
-        # faster than add.at for rows, and the order of every sum is fixed.
+        # Sorting brings equal indices together, and one reduceat sums each group in the order of
+        # appearance: several times faster than add.at for rows, and the order of every sum is
+        # fixed.
         axis %= dy.ndim - indices.ndim + 1
         lead = dy.shape[:axis]
         rows = dy.reshape(lead + (indices.size,) + dy.shape[axis + indices.ndim :])
@@ -155,10 +157,12 @@ class NumPyBackend(ArrayBackend):
 
 
 def check_labels(target: np.ndarray, classes: int, ignore_index: int) -> None:
-    """Raise IndexError, naming row and value, where a label is neither a class nor `ignore_index`."""
+    """Raise IndexError, naming row and value, where a label is neither a class nor
+    `ignore_index`."""
     wrong = (target < 0) | (target >= classes)
     if wrong.any() and (wrong := wrong & (target != ignore_index)).any():
         row = int(wrong.argmax())
         raise IndexError(
-            f"target[{row}] = {target[row]} is not a class index in [0, {classes}) nor ignore_index={ignore_index}"
+            f"target[{row}] = {target[row]} is not a class index in [0, {classes}) "
+            f"nor ignore_index={ignore_index}"
         )

@@ -1,16 +1,19 @@
 """The primitive kernels: what every backend must be able to do to arrays.
 
-This file is the first half of the kernel contract (``composites.py`` is the second). A *primitive* has no definition in terms of
-other kernels; a backend supplies it. Rules that hold for all of them:
+This file is the first half of the kernel contract (``composites.py`` is the second). A *primitive*
+has no definition in terms of other kernels; a backend supplies it. Rules that hold for all of them:
 
-* Names, argument order, broadcasting and result dtypes are NumPy 2's. A Python number is a weak operand: it never widens a dtype.
-* Arrays are those of the backend (``numpy.ndarray`` or ``cupy.ndarray``); no kernel accepts arrays of two devices.
-* No kernel writes to its inputs. ``out=`` names an array of the result's shape and dtype that is written and returned. The
-  ``*_update`` kernels and ``copyto`` are the exceptions and say so.
-* A kernel that returns a view (reshape, transpose, broadcast_to, basic getitem) returns it read-only by convention: callers
-  copy before they write.
+* Names, argument order, broadcasting and result dtypes are NumPy 2's. A Python number is a weak
+  operand: it never widens a dtype.
+* Arrays are those of the backend (``numpy.ndarray`` or ``cupy.ndarray``); no kernel accepts arrays
+  of two devices.
+* No kernel writes to its inputs. ``out=`` names an array of the result's shape and dtype that is
+  written and returned. The ``*_update`` kernels and ``copyto`` are the exceptions and say so.
+* A kernel that returns a view (reshape, transpose, broadcast_to, basic getitem) returns it
+  read-only by convention: callers copy before they write.
 * Under ``numerics="deterministic"`` the same call on the same device returns the same bits.
-* Shapes or dtypes that do not fit raise ``ValueError`` or ``TypeError``; the operation above turns these into words.
+* Shapes or dtypes that do not fit raise ``ValueError`` or ``TypeError``; the operation above turns
+  these into words.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from typing import Any, Protocol
 import numpy as np
 
 Array = Any
-"""An array of the backend at hand: ``numpy.ndarray``, ``cupy.ndarray``, or a stand-in that another interpreter passes through."""
+"""An array of the backend at hand: ``numpy.ndarray``, ``cupy.ndarray``, or a stand-in that another
+interpreter passes through."""
 Shape = tuple[int, ...]
 Axis = int | tuple[int, ...] | None
 DType = Any
@@ -42,7 +46,8 @@ class Binary(Protocol):
 class Primitives:
     """Kernels that each backend supplies."""
 
-    # Elementwise, one argument. Integers and booleans become floats where the function is real-valued.
+    # Elementwise, one argument. Integers and booleans become floats where the function is
+    # real-valued.
     negative: Unary
     absolute: Unary
     sign: Unary  # -1, 0, 1; NaN stays NaN
@@ -91,7 +96,8 @@ class Primitives:
     logical_or: Binary
 
     def erf(self, x: Array, out: Array | None = None) -> Array:
-        """Error function, 2/sqrt(pi) times the integral of exp(-t**2) from 0 to x (Abramowitz & Stegun 7.1.1); error of a few ulp."""
+        """Error function, 2/sqrt(pi) times the integral of exp(-t**2) from 0 to x (Abramowitz &
+        Stegun 7.1.1); error of a few ulp."""
         raise NotImplementedError
 
     def where(self, condition: Array, x1: Array, x2: Array) -> Array:
@@ -103,7 +109,9 @@ class Primitives:
         raise NotImplementedError
 
     # Reductions. `axis` None reduces everything; negative axes count from the end.
-    def sum(self, x: Array, axis: Axis = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    def sum(
+        self, x: Array, axis: Axis = None, keepdims: bool = False, out: Array | None = None
+    ) -> Array:
         """Sum; an empty sum is 0. float16 accumulates in float32."""
         raise NotImplementedError
 
@@ -128,7 +136,8 @@ class Primitives:
         raise NotImplementedError
 
     def argmax(self, x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
-        """int64 index of the first largest element (into the flattened array when `axis` is None)."""
+        """int64 index of the first largest element (into the flattened array when `axis` is
+        None)."""
         raise NotImplementedError
 
     def argmin(self, x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
@@ -165,32 +174,39 @@ class Primitives:
         raise NotImplementedError
 
     def getitem(self, x: Array, key: Any) -> Array:
-        """``x[key]``: integers, slices, ellipsis, newaxis, integer arrays, one boolean mask (which waits for the device)."""
+        """``x[key]``: integers, slices, ellipsis, newaxis, integer arrays, one boolean mask (which
+        waits for the device)."""
         raise NotImplementedError
 
     def scatter_getitem(self, dy: Array, key: Any, shape: Shape) -> Array:
-        """Zeros of `shape` with `dy` added at ``[key]``: the transpose of ``getitem``. An element named twice gets both."""
+        """Zeros of `shape` with `dy` added at ``[key]``: the transpose of ``getitem``. An element
+        named twice gets both."""
         raise NotImplementedError
 
     def take(self, x: Array, indices: Array, axis: int = 0) -> Array:
-        """Slices of `x` along `axis`, ``shape = x.shape[:axis] + indices.shape + x.shape[axis+1:]``."""
+        """Slices of `x` along `axis`, ``shape = x.shape[:axis] + indices.shape +
+        x.shape[axis+1:]``."""
         raise NotImplementedError
 
     def scatter_take(self, dy: Array, indices: Array, axis: int, size: int) -> Array:
-        """The transpose of ``take``: slices of `dy` added into zeros whose `axis` has length `size`; order of the sums fixed."""
+        """The transpose of ``take``: slices of `dy` added into zeros whose `axis` has length
+        `size`; order of the sums fixed."""
         raise NotImplementedError
 
     def take_along_axis(self, x: Array, indices: Array, axis: int) -> Array:
-        """``x[..., indices[..., i, ...], ...]`` along one axis; `indices` has as many axes as `x`."""
+        """``x[..., indices[..., i, ...], ...]`` along one axis; `indices` has as many axes as
+        `x`."""
         raise NotImplementedError
 
     def scatter_along_axis(self, dy: Array, indices: Array, axis: int, size: int) -> Array:
-        """The transpose of ``take_along_axis``: `dy` added into zeros whose `axis` has length `size`."""
+        """The transpose of ``take_along_axis``: `dy` added into zeros whose `axis` has length
+        `size`."""
         raise NotImplementedError
 
     # Products.
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
-        """Matrix product of the last two axes, leading axes broadcast; a 1-d operand is a row or a column as in NumPy."""
+        """Matrix product of the last two axes, leading axes broadcast; a 1-d operand is a row or a
+        column as in NumPy."""
         raise NotImplementedError
 
     def einsum(self, subscripts: str, *operands: Array) -> Array:
@@ -199,11 +215,13 @@ class Primitives:
 
     # Making and moving.
     def asarray(self, data: Any, dtype: DType = None) -> Array:
-        """An array on this device from anything NumPy can read or an array of this device; copies only where it must."""
+        """An array on this device from anything NumPy can read or an array of this device; copies
+        only where it must."""
         raise NotImplementedError
 
     def to_numpy(self, x: Array) -> np.ndarray:
-        """A NumPy array of the same values; waits for the device. Not a copy when the array already lives on the host."""
+        """A NumPy array of the same values; waits for the device. Not a copy when the array already
+        lives on the host."""
         raise NotImplementedError
 
     def empty(self, shape: Shape, dtype: DType) -> Array:
@@ -239,6 +257,7 @@ class Primitives:
         raise NotImplementedError
 
     def random_bits(self, seed: int, stream: int, offset: int, n: int) -> Array:
-        """`n` uint32 words of Philox4x32-10 (Salmon et al. 2011): word i is lane ``i % 4`` of counter ``(offset + i // 4, stream)``
-        under key `seed`. A pure function of its arguments, with the same bits on every backend."""
+        """`n` uint32 words of Philox4x32-10 (Salmon et al. 2011): word i is lane ``i % 4`` of
+        counter ``(offset + i // 4, stream)`` under key `seed`. A pure function of its arguments,
+        with the same bits on every backend."""
         raise NotImplementedError

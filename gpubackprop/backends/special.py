@@ -50,12 +50,13 @@ _FAR = (
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    """Error function of each element; float64 inside, rounded to the dtype of `x` (integers give float64).
+    """Error function of each element; float64 inside, rounded to the dtype of `x` (integers give
+    float64).
 
     Notes
     -----
-    For |x| < 1, x P(2 x**2 - 1); beyond, 1 - t exp(-x**2) Q(s) with t = 2/(2 + |x|) and s linear in t. Past 6 the
-    result is 1 in double precision. The polynomials interpolate at Chebyshev nodes.
+    For |x| < 1, x P(2 x**2 - 1); beyond, 1 - t exp(-x**2) Q(s) with t = 2/(2 + |x|) and s linear in
+    t. Past 6 the result is 1 in double precision. The polynomials interpolate at Chebyshev nodes.
     """
     x = np.asarray(x)
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)

@@ -1,10 +1,11 @@
 """The update kernels: one gradient-descent step over a flat buffer of parameters.
 
-Each overwrites its ``param`` and state arrays and reads ``grad``; all are flat (n,) arrays of one dtype. ``lr`` and ``step``
-(1 for the first update) are Python numbers or 0-d float64 arrays of the device: a recorded step must be able to replay with
-another learning rate. The formulas are those of Ruder, "An overview of gradient descent optimization algorithms" (2016), in
-the variants that PyTorch documents. A definition here may be run on any slice of the buffers, which is how the CPU keeps its
-temporaries in cache.
+Each overwrites its ``param`` and state arrays and reads ``grad``; all are flat (n,) arrays of one
+dtype. ``lr`` and ``step`` (1 for the first update) are Python numbers or 0-d float64 arrays of the
+device: a recorded step must be able to replay with another learning rate. The formulas are those of
+    Ruder, "An overview of gradient descent optimization algorithms" (2016), in
+the variants that PyTorch documents. A definition here may be run on any slice of the buffers, which
+is how the CPU keeps its temporaries in cache.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ class Updates(Composites):
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
-        """param -= lr * v, with v = momentum * v + (1 - dampening) * (grad + weight_decay * param); the first v is the gradient.
+        """param -= lr * v, with v = momentum * v + (1 - dampening) * (grad + weight_decay * param);
+        the first v is the gradient.
 
-        `velocity` may be None where momentum is 0. Nesterov looks ahead: grad + momentum * v in place of v.
+        `velocity` may be None where momentum is 0. Nesterov looks ahead: grad + momentum * v in
+        place of v.
         """
         lr, step = float(lr), float(step)
         if weight_decay:
@@ -59,7 +62,8 @@ class Updates(Composites):
         eps: float = 1e-10,
         weight_decay: float = 0.0,
     ) -> None:
-        """total += grad**2; param -= lr / (1 + (step - 1) * lr_decay) * grad / (sqrt(total) + eps) (Duchi et al. 2011)."""
+        """total += grad**2; param -= lr / (1 + (step - 1) * lr_decay) * grad / (sqrt(total) + eps)
+        (Duchi et al. 2011)."""
         lr, step = float(lr), float(step)
         if weight_decay:
             grad = self.add(grad, self.multiply(param, weight_decay))
@@ -83,10 +87,11 @@ class Updates(Composites):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
     ) -> None:
-        """s = alpha * s + (1 - alpha) * grad**2; param -= lr * grad / (sqrt(s) + eps) (Tieleman & Hinton 2012).
+        """s = alpha * s + (1 - alpha) * grad**2; param -= lr * grad / (sqrt(s) + eps) (Tieleman &
+        Hinton 2012).
 
-        With `mean_grad` (centred) the running mean's square is taken from s first; with `velocity` the quotient is accumulated
-        with `momentum`.
+        With `mean_grad` (centred) the running mean's square is taken from s first; with `velocity`
+        the quotient is accumulated with `momentum`.
         """
         lr = float(lr)
         if weight_decay:
@@ -120,7 +125,8 @@ class Updates(Composites):
         weight_decay: float = 0.0,
         decoupled: bool = False,
     ) -> None:
-        """Adam (Kingma & Ba 2015, algorithm 1); with `decoupled` weight decay AdamW (Loshchilov & Hutter 2019).
+        """Adam (Kingma & Ba 2015, algorithm 1); with `decoupled` weight decay AdamW (Loshchilov &
+        Hutter 2019).
 
         m = beta1*m + (1-beta1)*g; v = beta2*v + (1-beta2)*g**2;
         param -= lr / (1-beta1**step) * m / (sqrt(v) / sqrt(1-beta2**step) + eps).

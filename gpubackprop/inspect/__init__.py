@@ -1,4 +1,5 @@
-"""Layer 7: looking inside a run. Traces of what every operation computed, and their comparison across devices."""
+"""Layer 7: looking inside a run. Traces of what every operation computed, and their comparison
+across devices."""
 
 from gpubackprop.inspect.compare import Comparer, Comparison, Distance, Divergence, StepReport
 from gpubackprop.inspect.runs import TracedRun, compare_devices, compare_with_trace, record

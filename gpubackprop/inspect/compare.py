@@ -1,13 +1,16 @@
-"""Laying two runs side by side: how far apart they are, and which operation first did something else.
+"""Laying two runs side by side: how far apart they are, and which operation first did something
+else.
 
-Two devices round differently, and training feeds the differences back. So a difference in a result proves nothing by itself:
-what counts is whether an operation *added* more than rounding explains. For each record, with d the distance of its values
-relative to their norm,
+Two devices round differently, and training feeds the differences back. So a difference in a result
+proves nothing by itself: what counts is whether an operation *added* more than rounding explains.
+For each record, with d the distance of its values relative to their norm,
 
-    d(out) <= tolerance(op) + AMPLIFICATION * max(d(inputs)),     tolerance(op) = eps * (ULPS + GROWTH * sqrt(terms))
+    d(out) <= tolerance(op) + AMPLIFICATION * max(d(inputs)),     tolerance(op) = eps * (ULPS +
+    GROWTH * sqrt(terms))
 
-The square root is the growth of the error of a sum whose rounding errors are independent (Higham, "Accuracy and Stability of
-Numerical Algorithms", 2nd ed., section 2.8). The first record beyond it names the operation that diverges.
+The square root is the growth of the error of a sum whose rounding errors are independent (Higham,
+"Accuracy and Stability of Numerical Algorithms", 2nd ed., section 2.8). The first record beyond it
+names the operation that diverges.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ ULPS = 16.0
 GROWTH = 4.0
 AMPLIFICATION = 64.0
 DRIFT = 100.0
-"""Weights may end this many units of rounding apart, and one more for each step. Other orders of summation on a CPU gave 8 units
-after 300 steps; a derivative that was wrong by a thousandth gave 20."""
+"""Weights may end this many units of rounding apart, and one more for each step. Other orders of
+summation on a CPU gave 8 units after 300 steps; a derivative that was wrong by a thousandth gave
+20."""
 
 
 @dataclass
 class Distance:
-    """How far two records are apart: relative norm of the difference, and the largest distance in units in the last place."""
+    """How far two records are apart: relative norm of the difference, and the largest distance in
+    units in the last place."""
 
     relative: float
     ulps: int
@@ -48,8 +53,8 @@ class Divergence:
 
     def __str__(self) -> str:
         return (
-            f"step {self.step}: {self.label} is {self.relative:.2e} apart; rounding and inputs {self.inputs_relative:.2e} apart "
-            f"explain {self.allowed:.2e}"
+            f"step {self.step}: {self.label} is {self.relative:.2e} apart; rounding and inputs "
+            f"{self.inputs_relative:.2e} apart explain {self.allowed:.2e}"
         )
 
 
@@ -64,7 +69,9 @@ class StepReport:
     def worst(self, kind: str) -> Distance:
         """The largest distance of a kind over the layers."""
         found = [kinds[kind] for kinds in self.layers.values() if kind in kinds]
-        return Distance(max((d.relative for d in found), default=0.0), max((d.ulps for d in found), default=0))
+        return Distance(
+            max((d.relative for d in found), default=0.0), max((d.ulps for d in found), default=0)
+        )
 
 
 @dataclass
@@ -110,12 +117,14 @@ def distance(a: np.ndarray, b: np.ndarray) -> Distance:
 
 
 def ulp_distance(a: np.ndarray, b: np.ndarray) -> int:
-    """Largest number of representable values between corresponding elements (of one float dtype)."""
-    bits = {2: np.int16, 4: np.int32, 8: np.int64}[a.dtype.itemsize]
+    """Largest number of representable values between corresponding elements (of one float
+    dtype)."""
+    bits: Any = {2: np.int16, 4: np.int32, 8: np.int64}[a.dtype.itemsize]
     low = int(np.iinfo(bits).min)
 
     def ordered(x: np.ndarray) -> list[int]:
-        # Sign-magnitude bits to integers that count representable values; Python integers, since the gap may need 65 bits.
+        # Sign-magnitude bits to integers that count representable values; Python integers, since
+        # the gap may need 65 bits.
         raw = np.ascontiguousarray(x).view(bits)
         return [int(i) if i >= 0 else low - int(i) for i in raw]
 
@@ -147,7 +156,9 @@ class Comparer:
         self.weights: Distance = Distance(0.0, 0)
         self._weights_before: dict[str, float] = {}
 
-    def step(self, left: Sequence[Record], right: Sequence[Record], loss: tuple[float, float]) -> StepReport:
+    def step(
+        self, left: Sequence[Record], right: Sequence[Record], loss: tuple[float, float]
+    ) -> StepReport:
         """Compare the records of one step.
 
         A mismatch in the sequence of operations is itself a divergence.
@@ -158,7 +169,13 @@ class Comparer:
         inherited = max(self._weights_before.values(), default=0.0)
         for a, b in zip(left, right, strict=False):
             if (a.kind, a.path, a.op, a.shape) != (b.kind, b.path, b.op, b.shape):
-                self._diverge(number, f"{a.label} {list(a.shape)} meets {b.label} {list(b.shape)}", np.inf, 0.0, 0.0)
+                self._diverge(
+                    number,
+                    f"{a.label} {list(a.shape)} meets {b.label} {list(b.shape)}",
+                    np.inf,
+                    0.0,
+                    0.0,
+                )
                 break
             d = distance(a.sample, b.sample)
             relative.append(d.relative)
@@ -180,12 +197,15 @@ class Comparer:
         self.steps.append(report)
         return report
 
-    def _diverge(self, step: int, label: str, relative: float, allowed: float, inputs: float) -> None:
+    def _diverge(
+        self, step: int, label: str, relative: float, allowed: float, inputs: float
+    ) -> None:
         if self.divergence is None:
             self.divergence = Divergence(step, label, relative, allowed, inputs)
 
     def result(self) -> Comparison:
-        """The verdict so far. Weights may drift apart by a share that grows with the number of steps."""
+        """The verdict so far. Weights may drift apart by a share that grows with the number of
+        steps."""
         allowed = self.eps * (DRIFT + len(self.steps))
         return Comparison(self.steps, self.divergence, self.weights.relative, allowed)
 
@@ -198,5 +218,8 @@ def table(steps: Iterable[StepReport], every: int = 1) -> str:
         if (s.step - 1) % every:
             continue
         cells = [f"{(w := s.worst(k)).relative:.1e} ({w.ulps} ulp)" for k in kinds]
-        lines.append(f"{s.step:>5}  {s.loss[0]:>10.6g}  {s.loss[1]:>10.6g}  " + "  ".join(f"{c:>22}" for c in cells))
+        lines.append(
+            f"{s.step:>5}  {s.loss[0]:>10.6g}  {s.loss[1]:>10.6g}  "
+            + "  ".join(f"{c:>22}" for c in cells)
+        )
     return "\n".join(lines)

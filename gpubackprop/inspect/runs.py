@@ -139,7 +139,9 @@ def compare_with_trace(
         raise CheckpointError(f"the trace has {len(trace.steps)} steps, {steps} were asked for")
     run = TracedRun(recipe, device, data, TRACE_LIMIT)
     comparer = Comparer(recipe.train.dtype)
-    for (records, loss), saved, saved_loss in zip(run.steps(steps), trace.steps, losses, strict=False):
+    for (records, loss), saved, saved_loss in zip(
+        run.steps(steps), trace.steps, losses, strict=False
+    ):
         report = comparer.step(records, saved, (loss, saved_loss))
         if progress is not None:
             progress(report)

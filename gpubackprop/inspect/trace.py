@@ -1,8 +1,10 @@
-"""A trace of training: what every operation computed, forwards and backwards, in the order in which it ran.
+"""A trace of training: what every operation computed, forwards and backwards, in the order in which
+it ran.
 
-A ``Tracer`` is an observer of the tape. It turns each operation's results into records, each with a sample of the values, their
-norm, and the numbers of the records that they were computed from. Two traces of the same run on two devices can then be laid
-side by side (``compare.py``), and one can be saved on a machine with a GPU and read on one without.
+A ``Tracer`` is an observer of the tape. It turns each operation's results into records, each with a
+sample of the values, their norm, and the numbers of the records that they were computed from. Two
+traces of the same run on two devices can then be laid side by side (``compare.py``), and one can be
+saved on a machine with a GPU and read on one without.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ class Record:
 
     Attributes
     ----------
-    kind : ``"value"`` (an operation's result), ``"cotangent"`` (what its backward rule received or gave), ``"gradient"`` or
-        ``"weight"`` (of a parameter, after the step).
+    kind : ``"value"`` (an operation's result), ``"cotangent"`` (what its backward rule received or
+        gave), ``"gradient"`` or ``"weight"`` (of a parameter, after the step).
     path : the module that was running, or the parameter's name.
     op : the operation; for a cotangent ``d(name of the argument)`` behind it.
     shape, norm : of the whole array; the norm is the root of the sum of squares.
@@ -102,7 +104,8 @@ class Tracer:
         """Record what a backward rule was given and what it gave."""
         path = node.context or ""
         given = [self.plain(g) for g in (dy if isinstance(dy, tuple) else (dy,))]
-        # A cotangent that no rule made is a sum of earlier ones, which the tape added up: any of them may be its source.
+        # A cotangent that no rule made is a sum of earlier ones, which the tape added up: any of
+        # them may be its source.
         earlier = tuple(i for i, r in enumerate(self.records) if r.kind == "cotangent")
         sources = tuple(
             self.add("cotangent", path, f"{node.op.name} d(out)", g, 1, self._known(g) or earlier)
@@ -121,7 +124,13 @@ class Tracer:
             self.add("cotangent", path, f"{node.op.name} d({name})", array, length, sources + saved)
 
     def add(
-        self, kind: str, path: str, op: str, array: Array, length: int = 1, sources: tuple[int, ...] = ()
+        self,
+        kind: str,
+        path: str,
+        op: str,
+        array: Array,
+        length: int = 1,
+        sources: tuple[int, ...] = (),
     ) -> int:
         """Append a record and return its place."""
         host = np.asarray(self.backend.to_numpy(array))
@@ -168,7 +177,8 @@ class Trace:
     steps: list[list[Record]]
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: the samples as tensors, everything else as JSON in its header."""
+        """Write a safetensors file: the samples as tensors, everything else as JSON in its
+        header."""
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
@@ -206,12 +216,19 @@ class Trace:
             with safe_open(str(path), framework="numpy") as file:
                 header = file.metadata() or {}
                 if header.get("format") != FORMAT:
-                    raise CheckpointError(f"{path} is not a trace (format {header.get('format')!r}, expected {FORMAT!r})")
+                    raise CheckpointError(
+                        f"{path} is not a trace: its format is {header.get('format')!r}, "
+                        f"not {FORMAT!r}"
+                    )
                 meta = json.loads(header["meta"])
                 steps = [
                     [
                         Record(
-                            **{**row, "shape": tuple(row["shape"]), "sources": tuple(row["sources"])},
+                            **{
+                                **row,
+                                "shape": tuple(row["shape"]),
+                                "sources": tuple(row["sources"]),
+                            },
                             sample=file.get_tensor(f"{s}.{r}"),
                         )
                         for r, row in enumerate(rows)

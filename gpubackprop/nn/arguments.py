@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from gpubackprop.autograd import Tensor
-from gpubackprop.autograd.operation import IndexErrorInOperation
+from gpubackprop.autograd.operation import IndexRangeError
 from gpubackprop.errors import ConfigError, DTypeError, GpubackpropError
 from gpubackprop.ops.cross_entropy import REDUCTIONS
 from gpubackprop.suggest import unknown
@@ -37,7 +37,7 @@ def check_inside(
     low: float,
     high: float,
     wanted: str,
-    error: type[GpubackpropError] = IndexErrorInOperation,
+    error: type[GpubackpropError] = IndexRangeError,
 ) -> None:
     """Raise where an element is outside [low, high] or NaN, naming it; on a device that would have to be waited for, do nothing.
 

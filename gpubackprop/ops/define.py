@@ -1,4 +1,5 @@
-"""Building blocks of operations: shape rules, sample inputs, and the row of the elementwise table."""
+"""Building blocks of operations: shape rules, sample inputs, and the row of the elementwise
+table."""
 
 from __future__ import annotations
 
@@ -35,11 +36,14 @@ def broadcast_shapes(name: str, specs: Iterable[Any]) -> Shape:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         listed = " and ".join(str(list(s)) for s in shapes)
-        raise ShapeError(f"{name}: shapes {listed} do not broadcast; sizes of an axis must be equal or 1") from None
+        raise ShapeError(
+            f"{name}: shapes {listed} do not broadcast; sizes of an axis must be equal or 1"
+        ) from None
 
 
 def result_dtype(kernel: str, specs: Iterable[Any]) -> np.dtype:
-    """The dtype that an elementwise kernel gives: asked of the reference backend, on one element."""
+    """The dtype that an elementwise kernel gives: asked of the reference backend, on one
+    element."""
     arguments = [np.ones((1,), s.dtype) if isinstance(s, Spec) else s for s in specs]
     try:
         with np.errstate(all="ignore"):
@@ -94,8 +98,9 @@ def elementwise(
     Parameters
     ----------
     kernel : kernel and operation name, of one or two arguments.
-    derivatives : one rule per argument, ``lambda K, dy, <names>: ...``, where the names say what is kept from the forward pass:
-        ``x`` (or ``x1``, ``x2``) an argument, ``out`` the result. None where there is no derivative.
+    derivatives : one rule per argument, ``lambda K, dy, <names>: ...``, where the names say what is
+        kept from the forward pass: ``x`` (or ``x1``, ``x2``) an argument, ``out`` the result. None
+        where there is no derivative.
     low, high, avoid : range of the samples and points to keep away from.
     ranges : a range of its own for each argument.
     """
@@ -156,6 +161,6 @@ TIES: tuple[float, ...] = (float("inf"),)
 """Value of `avoid` for a rule that jumps where its two arguments are equal."""
 
 BINARY = frozenset(
-    "add subtract multiply divide power maximum minimum arctan2 equal not_equal less less_equal greater greater_equal "
-    "logical_and logical_or".split()
+    "add subtract multiply divide power maximum minimum arctan2 equal not_equal less less_equal "
+    "greater greater_equal logical_and logical_or".split()
 )

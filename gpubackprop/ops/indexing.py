@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Operation, Sample, Spec
-from gpubackprop.autograd.operation import IndexErrorInOperation
+from gpubackprop.autograd.operation import IndexRangeError
 from gpubackprop.backends import Shape, backend_of
 from gpubackprop.errors import DTypeError, ShapeError
 from gpubackprop.ops.define import broadcast_shapes, check_axis
@@ -40,7 +40,7 @@ def _selected(name: str, shape: Shape, key: Any) -> Shape:
     try:
         return np.broadcast_to(np.zeros((), np.int8), shape)[_on_host(key)].shape
     except (IndexError, ValueError) as error:
-        raise IndexErrorInOperation(
+        raise IndexRangeError(
             f"{name}: {error} (x has shape {tuple(shape)}, the index is {_words(key)})"
         ) from None
     except TypeError as error:

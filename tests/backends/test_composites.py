@@ -260,13 +260,9 @@ def buffers(kernel: str, used: int, size: int, dtype: str) -> list[np.ndarray | 
     rng = np.random.default_rng(size)
     arrays = [rng.standard_normal(size).astype(dtype) for _ in range(2)]
     states = [np.abs(rng.standard_normal(size)).astype(dtype) + 1 for _ in range(used)]
-    if used == 3:
-        states[1] *= dtype_scale(dtype)  # a running mean, below the root of the mean square
+    if kernel == "rmsprop_update" and used > 1:
+        states[1] *= np.asarray(0.01, dtype)  # a running mean, below the root of the mean square
     return [*arrays, *states, *[None] * (STATES[kernel] - used)]
-
-
-def dtype_scale(dtype: str) -> np.ndarray:
-    return np.asarray(0.01, dtype)
 
 
 def updated(backend: Backend, kernel: Any, arrays: Any, **options: Any) -> list[np.ndarray]:

@@ -87,7 +87,7 @@ def test_half_precision_conversions_round_as_the_formats_do(dtype, tiny, monkeyp
     near = np.concatenate([near.astype(np.float32), wide, np.float32([np.inf, -np.inf, 1e30, 7e4])])
     text = (
         "__global__ void race(float* in, unsigned short* out, i64 n) {\n"
-        "  for (i64 i = thread_index(); i < n; i += thread_count()) {{\n"
+        "  for (i64 i = thread_index(); i < n; i += thread_count()) {\n"
         f"    {element} h(in[i]);\n    in[i] = h;\n    memcpy(out + i, &h, 2);\n  }}\n}}\n"
     )
     monkeypatch.setitem(shim._POINTED, "unsigned short", np.dtype(np.uint16))

@@ -1,4 +1,5 @@
-"""Comparing two runs: rounding passes, a wrong kernel is named, and a trace of one run stands for it elsewhere."""
+"""Comparing two runs: rounding passes, a wrong kernel is named, and a trace of one run stands for
+it elsewhere."""
 
 from __future__ import annotations
 
@@ -16,14 +17,19 @@ from gpubackprop.recipes import load, load_data
 
 
 class OtherOrder(NumPyBackend):
-    """Stands in for another device: sums products in another order, and may have one wrong kernel."""
+    """Stands in for another device: sums products in another order, and may have one wrong
+    kernel."""
 
     def __init__(self, broken: str = "", factor: float = 1.0) -> None:
         super().__init__()
         self.device = "cpu:other"
         if broken:
             right = getattr(self, broken)
-            setattr(self, broken, lambda *a, **k: (right(*a, **k) * np.float64(factor)).astype(a[0].dtype))
+            setattr(
+                self,
+                broken,
+                lambda *a, **k: (right(*a, **k) * np.float64(factor)).astype(a[0].dtype),
+            )
 
     def linear(self, x, weight, bias=None):
         half = x.shape[-1] // 2
@@ -32,7 +38,9 @@ class OtherOrder(NumPyBackend):
 
     def matmul(self, x1, x2, out=None):
         third = x1.shape[-1] // 3
-        return np.matmul(x1[..., third:], x2[..., third:, :]) + np.matmul(x1[..., :third], x2[..., :third, :])
+        return np.matmul(x1[..., third:], x2[..., third:, :]) + np.matmul(
+            x1[..., :third], x2[..., :third, :]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +64,20 @@ def test_rounding_agrees(recipe, data):
 def test_same_device_is_identical(recipe, data):
     result = compare_devices(recipe, ("cpu", "cpu"), data, 3)
     assert result.weights_relative == 0.0
-    assert all(s.worst(kind).ulps == 0 for s in result.steps for kind in ("value", "cotangent", "gradient", "weight"))
+    assert all(
+        s.worst(kind).ulps == 0
+        for s in result.steps
+        for kind in ("value", "cotangent", "gradient", "weight")
+    )
 
 
 @pytest.mark.parametrize(
     ("kernel", "label"),
-    [("relu", "value of relu"), ("relu_backward", "cotangent of relu d(x)"), ("log_softmax", "value of softmax_cross_entropy")],
+    [
+        ("relu", "value of relu"),
+        ("relu_backward", "cotangent of relu d(x)"),
+        ("log_softmax", "value of softmax_cross_entropy"),
+    ],
 )
 def test_wrong_kernel_is_named(recipe, data, kernel, label):
     result = compare_devices(recipe, ("cpu", OtherOrder(kernel, 1.0 + 1e-4)), data, 3)
@@ -129,7 +145,9 @@ def test_distances():
     b = a.copy()
     b[1234] = np.nextafter(np.nextafter(b[1234], np.float32(9)), np.float32(9))
     assert distance(a, b).ulps == 2
-    assert distance(np.array([3.0, 4.0]), np.array([3.0, 4.5])).relative == pytest.approx(0.5 / np.hypot(3, 4.5))
+    assert distance(np.array([3.0, 4.0]), np.array([3.0, 4.5])).relative == pytest.approx(
+        0.5 / np.hypot(3, 4.5)
+    )
     assert distance(np.array([np.nan, 1.0]), np.array([np.nan, 1.0])).relative == 0.0
     assert distance(np.array([np.nan]), np.array([1.0])).relative == np.inf
     assert distance(np.array([np.inf, 1.0]), np.array([np.inf, 1.0])).relative == 0.0

@@ -1,0 +1,193 @@
+"""``gpubackprop predict``: what a trained network says about samples."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubackprop import recipes, suggest
+from gpubackprop.autograd import Tensor, no_grad
+from gpubackprop.backends import get_backend
+from gpubackprop.backends.device import choose
+from gpubackprop.cli.parser import Parser, add_data_dir, add_device, add_json, note, whole_number
+from gpubackprop.cli.runs import Run, fit_inputs, load_run
+from gpubackprop.data import ArrayDataset, DataLoader, read_csv, read_idx, read_npz
+from gpubackprop.errors import ConfigError
+from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
+from gpubackprop.recipes.costs import LOSSES
+from gpubackprop.training import outputs_of
+from gpubackprop.training.files import write_atomic
+
+FORMATS = ("csv", "json", "npz")
+NPZ_NAMES = ("x", "X", "x_test", "inputs", "images", "features")
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of the subcommand."""
+    parser.add_argument("run", metavar="RUN", help="the folder that train wrote")
+    parser.add_argument(
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help="CSV, NPZ or IDX file of samples (default: the held-out part of the recipe's data)",
+    )
+    parser.add_argument("--array", metavar="NAME", help="the array of samples in an NPZ file")
+    parser.add_argument("--target", metavar="COLUMN", help="a column of a CSV file to leave out")
+    parser.add_argument(
+        "--out", metavar="FILE", help="write there; the ending .csv, .json or .npz is the format"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="default: that of --out, else csv")
+    add_device(parser)
+    add_data_dir(parser)
+    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="samples at a time")
+    add_json(parser, "the same as --format json")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predict, and write."""
+    form = _format(options)
+    backend = get_backend(choose(options.device).device)
+    trained = load_run(options.run, backend)
+    inputs = _inputs(options, trained)
+    if not len(inputs):
+        raise ConfigError("there is no sample to predict")
+    size = options.batch_size or trained.recipe.train.eval_batch_size
+    outputs = outputs_of(
+        trained.model, DataLoader(ArrayDataset(inputs), size).batches(0), backend
+    )
+    found = _predictions(trained, outputs)
+    data = _WRITERS[form](trained, found)
+    if options.out is None:
+        sys.stdout.write(data.decode())
+    else:
+        write_atomic(Path(options.out), data)
+        note(f"{len(inputs):,} predictions are in {options.out}")
+    return 0
+
+
+def _format(options: argparse.Namespace) -> str:
+    ending = Path(options.out).suffix.lstrip(".").lower() if options.out else ""
+    form = options.format or ("json" if options.json else ending or "csv")
+    if form not in FORMATS:
+        raise ConfigError(suggest.unknown("format of --out", form, FORMATS))
+    if options.json and form != "json":
+        raise ConfigError(f"--json and --format {form} do not go together")
+    if form == "npz" and options.out is None:
+        raise ConfigError("--format npz needs --out FILE")
+    if options.out and not Path(options.out).resolve().parent.is_dir():
+        raise ConfigError(f"--out {options.out}: its folder does not exist")
+    return str(form)
+
+
+def _inputs(options: argparse.Namespace, trained: Run) -> np.ndarray[Any, Any]:
+    """The samples as the network takes them."""
+    if options.data is None:
+        data = recipes.load_data(trained.recipe, options.data_dir or trained.data_dir)
+        if data.input_shape != trained.input_shape:
+            raise ConfigError(
+                f"the data {trained.recipe.data.name!r} have inputs of shape "
+                f"{list(data.input_shape)}, the network takes {list(trained.input_shape)}"
+            )
+        return data.test.array("input")
+    path = Path(options.data)
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".npz"):
+        arrays = read_npz(path)
+        chosen = options.array or next((n for n in NPZ_NAMES if n in arrays), None)
+        if chosen is None and len(arrays) == 1:
+            (chosen,) = arrays
+        if chosen is None or chosen not in arrays:
+            words = "give --array" if chosen is None else suggest.unknown("array", chosen, arrays)
+            raise ConfigError(f"{path}: {words}; it holds {', '.join(arrays)}")
+        raw = arrays[chosen]
+    elif name.endswith((".csv", ".tsv", ".txt")):
+        kept = trained.recipe.data.options if trained.recipe.data.name == "csv" else {}
+        how = {k: kept[k] for k in ("delimiter", "header", "encoding") if k in kept}
+        if name.endswith(".tsv"):
+            how.setdefault("delimiter", "\t")
+        raw = read_csv(path, target=_column(options.target), dtype=np.float64, **how).features
+    elif "idx" in name or name.endswith("ubyte"):
+        raw = read_idx(path)
+    else:
+        raise ConfigError(
+            f"{path}: the ending tells the format; allowed: .csv, .tsv, .txt, .npz, and IDX files "
+            "such as t10k-images-idx3-ubyte, each but .npz also with .gz"
+        )
+    return fit_inputs(trained, raw, str(path))
+
+
+def _column(given: str | None) -> str | int | None:
+    if given is None:
+        return None
+    return int(given) if given.removeprefix("-").isdigit() and given.isascii() else given
+
+
+def _predictions(trained: Run, outputs: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Scores of each sample, and the class where there are classes."""
+    kind = LOSSES[trained.recipe.loss.name].scores
+    x = Tensor(outputs, get_backend("cpu"))
+    with no_grad():
+        if kind == "softmax":
+            x = F.softmax(x, -1)
+        elif kind == "sigmoid":
+            x = F.sigmoid(x)
+        elif kind == "exp":
+            x = x.exp()
+    found = {"outputs" if trained.classes is None else "scores": x.numpy()}
+    if trained.classes is not None:
+        found["class"] = outputs.argmax(axis=1)
+    return found
+
+
+def _csv(trained: Run, found: dict[str, np.ndarray[Any, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if trained.classes is None:
+        outputs = found["outputs"]
+        writer.writerow(["sample", *[f"output {k}" for k in range(outputs.shape[1])]])
+        writer.writerows([i, *row] for i, row in enumerate(outputs.tolist()))
+    else:
+        names = _names(trained)
+        writer.writerow(["sample", "class", "name", *[f"score {name}" for name in names]])
+        rows = zip(found["class"].tolist(), found["scores"].tolist(), strict=True)
+        writer.writerows([i, k, names[k], *scores] for i, (k, scores) in enumerate(rows))
+    return text.getvalue().encode()
+
+
+def _json(trained: Run, found: dict[str, np.ndarray[Any, Any]]) -> bytes:
+    if trained.classes is None:
+        predictions = [{"outputs": row} for row in _plain(found["outputs"])]
+    else:
+        names = _names(trained)
+        rows = zip(found["class"].tolist(), _plain(found["scores"]), strict=True)
+        predictions = [{"class": k, "name": names[k], "scores": scores} for k, scores in rows]
+    values = {"run": str(trained.path), "recipe": trained.recipe.name, "predictions": predictions}
+    return (json.dumps(values, allow_nan=False) + "\n").encode()
+
+
+def _plain(array: np.ndarray[Any, Any]) -> list[list[float | None]]:
+    """Nested lists for JSON, which has no NaN and no infinity."""
+    finite = np.isfinite(array)
+    return np.where(finite, array.astype(object), None).tolist()
+
+
+def _npz(trained: Run, found: dict[str, np.ndarray[Any, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    extra = {} if trained.classes is None else {"names": np.array(_names(trained))}
+    np.savez(buffer, **found, **extra)
+    return buffer.getvalue()
+
+
+def _names(trained: Run) -> tuple[str, ...]:
+    assert trained.classes is not None
+    return trained.class_names or tuple(str(k) for k in range(trained.classes))
+
+
+_WRITERS = {"csv": _csv, "json": _json, "npz": _npz}

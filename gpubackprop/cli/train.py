@@ -1,0 +1,246 @@
+"""``gpubackprop train``: from a recipe to a trained network in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from gpubackprop import __version__, recipes
+from gpubackprop.backends import get_backend
+from gpubackprop.backends.device import choose
+from gpubackprop.cli import folders, pictures
+from gpubackprop.cli.parser import (
+    Parser,
+    add_data_dir,
+    add_device,
+    add_json,
+    fail,
+    note,
+    print_json,
+    seed,
+    whole_number,
+)
+from gpubackprop.cli.runs import fingerprint, settings
+from gpubackprop.errors import CheckpointError, ConfigError
+from gpubackprop.recipes import Job, Recipe
+from gpubackprop.recipes.updates import SCHEDULES
+from gpubackprop.training import EarlyStopping, FitResult, Interrupted, Trainer, evaluate, progress
+from gpubackprop.training.checkpoint import CheckpointFolder
+from gpubackprop.training.files import write_atomic
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of the subcommand."""
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a built-in recipe, or the path of a TOML file"
+    )
+    add_device(parser)
+    parser.add_argument("--epochs", type=whole_number, metavar="N", help="how many epochs in all")
+    parser.add_argument("--seed", type=seed, metavar="S", help="of weights, order and dropout")
+    add_data_dir(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the run (default: a new one, runs/RECIPE)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in DIR, or with the newest one"
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the recipe, for example optimizer.lr=0.01",
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, and report."""
+    _find_recipe(options)
+    overrides = _overrides(options)
+    recipe = recipes.load(options.recipe, overrides)  # errors before any folder is made
+    choice = choose(options.device)
+    out, resume = folders.choose(options.out, recipe.name, options.resume)
+    data_dir = options.data_dir
+    if resume:
+        info = _stored(out, recipe)
+        overrides = [*info["overrides"], *overrides]
+        recipe = recipes.load(options.recipe, overrides)
+        data_dir = data_dir or info.get("data_dir")
+        _say_what_changes(recipe, info, choice.device)
+    note(f"{recipe.name} on {choice.device} ({choice.reason})")
+    job = recipes.build(recipe, device=choice.device, data_dir=data_dir)
+    watched = "validation" if recipe.train.validation else "test"
+    note(_description(job, out))
+    trainer = make_trainer(
+        job,
+        out=out,
+        progress=progress.choose(watched),
+        info=_info(job, overrides, choice.device, data_dir),
+    )
+    if resume and trainer.resume():
+        note(f"resumed after step {trainer.run.step} ({trainer.run.epoch} complete epochs)")
+    try:
+        result = trainer.fit(recipe.train.epochs)
+    except Interrupted as interruption:
+        command = ["gpubackprop", "train", options.recipe, "--out", str(out), "--resume"]
+        fail(f"{interruption}; to go on: {shlex.join(command)}")
+        return 128 + interruption.signum
+    write_atomic(out / folders.RECIPE, recipes.dump(recipe).encode())
+    summary = _summary(job, result, choice.device, out)
+    write_atomic(out / folders.RESULT, (json.dumps(summary, indent=1) + "\n").encode())
+    pictures.draw(job, result, out, watched)
+    if options.json:
+        print_json(summary)
+    else:
+        print(_report(summary, result))
+    return 0
+
+
+def make_trainer(job: Job, **options: Any) -> Trainer:
+    """The trainer of a job, as its recipe says.
+
+    Parameters
+    ----------
+    job : what ``recipes.build`` made.
+    **options : further arguments of :class:`Trainer`.
+    """
+    train = job.recipe.train
+    stopping = None
+    if train.patience is not None or train.keep_best:
+        stopping = EarlyStopping(train.patience, train.min_delta, train.monitor)
+    constant = job.recipe.schedule.name == "constant" and not (
+        job.recipe.schedule.options["warmup_epochs"]
+    )
+    return Trainer(
+        job.model,
+        job.loss,
+        job.optimizer,
+        loader=job.loader,
+        validation=job.validation,
+        accuracy=job.data.classes is not None,
+        schedule=None if constant else job.schedule,
+        clip_norm=train.clip_norm,
+        clip_value=train.clip_value,
+        stopping=stopping,
+        checkpoint_steps=train.checkpoint_steps,
+        config={"recipe": settings(job.recipe), "data": fingerprint(job.data)},
+        attached={"offset": job.data.scaling.offset, "scale": job.data.scaling.scale},
+        **options,
+    )
+
+
+def _find_recipe(options: argparse.Namespace) -> None:
+    """``--set A=1 B=2 RECIPE`` takes the recipe for a setting; give it back."""
+    if options.recipe is None and options.set and "=" not in options.set[-1]:
+        options.recipe = options.set.pop()
+    if options.recipe is None:
+        raise ConfigError(
+            f"name a recipe: {', '.join(recipes.names())}, or the path of a TOML file "
+            "(see gpubackprop train --help)"
+        )
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    given = list(options.set)
+    if options.epochs is not None:
+        given.append(f"train.epochs={options.epochs}")
+    if options.seed is not None:
+        given.append(f"train.seed={options.seed}")
+    return given
+
+
+def _stored(out: Path, recipe: Recipe) -> dict[str, Any]:
+    """What the run in a folder was started with."""
+    info = CheckpointFolder(out).read().meta.get("info")
+    sound = isinstance(info, dict) and isinstance(info.get("overrides"), list)
+    if not sound or not all(isinstance(text, str) for text in info["overrides"]):
+        raise CheckpointError(f"{out} holds a run that this command did not write")
+    if info.get("name") != recipe.name:
+        raise ConfigError(
+            f"--out {out}: it holds a run of the recipe {info.get('name')!r}, not {recipe.name!r}"
+        )
+    return info
+
+
+def _say_what_changes(recipe: Recipe, info: dict[str, Any], device: str) -> None:
+    """Say where the rest of the run will not be what it would have been."""
+    if info.get("device") != device:
+        note(f"the run began on {info.get('device')}: the last bits may differ on {device}")
+    stored = info.get("recipe")
+    train = stored.get("train") if isinstance(stored, dict) else None
+    epochs = train.get("epochs") if isinstance(train, dict) else None
+    if epochs != recipe.train.epochs and SCHEDULES[recipe.schedule.name].stretches:
+        note(
+            f"the schedule {recipe.schedule.name!r} is laid out for {recipe.train.epochs} epochs "
+            f"from here on; the run began with {epochs}"
+        )
+
+
+def _info(
+    job: Job, overrides: list[str], device: str, data_dir: str | None
+) -> dict[str, Any]:
+    data = job.data
+    return {
+        "name": job.recipe.name,
+        "overrides": overrides,
+        "recipe": job.recipe.as_dict(),
+        "device": device,
+        "backend": get_backend(device).name,
+        "data_dir": data_dir,
+        "source": data.source,
+        "classes": data.classes,
+        "class_names": None if data.class_names is None else list(data.class_names),
+        "input_shape": list(data.input_shape),
+        "version": __version__,
+    }
+
+
+def _description(job: Job, out: Path) -> str:
+    parameters = sum(p.size for p in job.model.parameters())
+    return (
+        f"{job.data.source}: {len(job.data.train):,} to train on, {len(job.data.test):,} held out; "
+        f"{parameters:,} parameters; writing to {out}"
+    )
+
+
+def _summary(job: Job, result: FitResult, device: str, out: Path) -> dict[str, Any]:
+    test = evaluate(
+        job.model,
+        job.loss,
+        job.test.batches(0),
+        get_backend(device),
+        accuracy=job.data.classes is not None,
+    )
+    finite = test.loss == test.loss and abs(test.loss) != float("inf")
+    return {
+        "recipe": job.recipe.name,
+        "device": device,
+        "backend": get_backend(device).name,
+        "seed": job.recipe.train.seed,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 3),
+        "samples_per_second": None
+        if result.samples_per_second is None
+        else round(result.samples_per_second, 1),
+        "train_loss": result.train_loss,
+        "test_loss": test.loss if finite else None,
+        "test_accuracy": test.accuracy,
+        "out": str(out),
+    }
+
+
+def _report(summary: dict[str, Any], result: FitResult) -> str:
+    parts = [f"{summary['epochs']} epochs, {summary['steps']:,} steps in {summary['seconds']:.1f} s"]
+    if result.stopped_early:
+        parts.append("stopped early")
+    if summary["test_loss"] is not None:
+        parts.append(f"test loss {summary['test_loss']:.4f}")
+    if summary["test_accuracy"] is not None:
+        parts.append(f"test accuracy {100 * summary['test_accuracy']:.2f} %")
+    return f"{'; '.join(parts)}; everything is in {summary['out']}"
