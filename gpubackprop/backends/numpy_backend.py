@@ -1,26 +1,57 @@
 """The NumPy backend: the reference that gives every kernel its meaning, on a CPU.
 
-The primitives come from NumPy. The overrides below compute what the composite definitions say with
-fewer passes over memory; the parity suite holds each against its definition.
+The primitives come from NumPy. Overrides of composite kernels are in ``numpy_fused.py``; the parity
+suite holds each against its definition.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends import philox, special
-from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.base import Numerics
-from gpubackprop.backends.primitives import Array
+from gpubackprop.backends.numpy_fused import FusedKernels
+from gpubackprop.backends.primitives import Array, Axis
 from gpubackprop.backends.updates import Updates
 
 # Optimizer updates run over slices of this many elements: eight float32 temporaries of 64 KiB each
 # stay in a core's L2 cache.
 UPDATE_BLOCK = 16384
+
+
+# From this many elements on, choosing between an array and 0 by bits is faster than np.where.
+MASK_FROM = 2048
+WORDS = {np.dtype(f"f{n}"): np.dtype(f"i{n}") for n in (2, 4, 8)}
+_ONE = np.int8(1)
+
+
+def _is_zero(x: Any) -> bool:
+    """Whether `x` is the Python number 0.0 (and not -0.0, which has a bit set)."""
+    return type(x) is float and x == 0.0 and math.copysign(1.0, x) > 0.0
+
+
+def _maskable(condition: Any, x: Any) -> bool:
+    """Whether `x` can be chosen by a mask of bits: `condition` has a boolean for each float."""
+    return (
+        isinstance(condition, np.ndarray)
+        and isinstance(x, np.ndarray)
+        and x.size >= MASK_FROM
+        and x.dtype in WORDS
+        and condition.dtype.char == "?"
+        and condition.shape == x.shape
+    )
+
+
+def _masked(mask: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """`x` where `mask` (int8) is -1, all bits set, and 0.0 where it is 0: NaN and infinity too."""
+    word = WORDS[x.dtype]
+    bits = mask.astype(word)
+    return np.bitwise_and(bits, x.view(word), bits).view(x.dtype)
 
 
 def in_blocks(update: Callable[..., None]) -> Callable[..., None]:
@@ -36,7 +67,7 @@ def in_blocks(update: Callable[..., None]) -> Callable[..., None]:
     return blocked
 
 
-class NumPyBackend(ArrayBackend):
+class NumPyBackend(FusedKernels):
     """Kernels on ``numpy.ndarray``."""
 
     def __init__(self, numerics: Numerics = "deterministic") -> None:
@@ -53,6 +84,32 @@ class NumPyBackend(ArrayBackend):
         wrong = np.logical_not((x >= low) & (x <= high))
         at = np.unravel_index(int(wrong.argmax()), x.shape)
         return tuple(int(i) for i in at), x[at].item()
+
+    # Primitives without the detours of NumPy's Python wrappers, which cost more than a small array.
+    def sum(
+        self, x: Array, axis: Axis = None, keepdims: bool = False, out: Array | None = None
+    ) -> Array:
+        if x.dtype == np.float16:
+            return super().sum(x, axis, keepdims, out)
+        return np.add.reduce(x, axis, None, out, keepdims)
+
+    def max(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+        return np.maximum.reduce(x, axis, None, None, keepdims)
+
+    def min(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+        return np.minimum.reduce(x, axis, None, None, keepdims)
+
+    def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
+        if out is None and x1.ndim == 2 and x2.ndim == 2:
+            return x1.dot(x2)
+        return np.matmul(x1, x2, out=out)
+
+    def where(self, condition: Array, x1: Array, x2: Array) -> Array:
+        if _is_zero(x2) and _maskable(condition, x1):
+            return _masked(np.negative(condition.view(np.int8)), x1)
+        if _is_zero(x1) and _maskable(condition, x2):
+            return _masked(np.subtract(condition.view(np.int8), _ONE), x2)
+        return np.where(condition, x1, x2)
 
     def erf(self, x: Array, out: Array | None = None) -> Array:
         result = special.erf(x)
@@ -83,86 +140,7 @@ class NumPyBackend(ArrayBackend):
         result[before + (ordered[starts],)] = sums
         return result
 
-    # Fused versions of composite kernels.
-    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        y = np.matmul(x, weight.T)
-        if bias is not None:
-            if y.dtype == np.result_type(y, bias):
-                y += bias
-            else:
-                y = y + bias
-        return y
-
-    def sigmoid(self, x: Array) -> Array:
-        y = np.tanh(np.multiply(x, 0.5))
-        y = np.add(y, 1.0, out=y) if isinstance(y, np.ndarray) else y + 1.0
-        return np.multiply(y, 0.5, out=y) if isinstance(y, np.ndarray) else y * y.dtype.type(0.5)
-
-    def softmax(self, x: Array, axis: int = -1) -> Array:
-        y = np.asarray(x - x.max(axis=axis, keepdims=True))
-        np.exp(y, out=y)
-        y /= y.sum(axis=axis, keepdims=True)
-        return y
-
-    def softmax_backward(self, dy: Array, y: Array, axis: int = -1) -> Array:
-        product = np.asarray(dy * y)
-        product -= y * product.sum(axis=axis, keepdims=True)
-        return product
-
-    def log_softmax(self, x: Array, axis: int = -1) -> Array:
-        y = np.asarray(x - x.max(axis=axis, keepdims=True))
-        y -= np.log(np.exp(y).sum(axis=axis, keepdims=True))
-        return y
-
-    def softmax_cross_entropy(
-        self,
-        x: Array,
-        target: Array,
-        weight: Array | None = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-    ) -> tuple[Array, Array]:
-        check_labels(target, x.shape[1], ignore_index)
-        if weight is not None or label_smoothing:
-            return super().softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
-        logp = self.log_softmax(x, axis=1)
-        ignored = target == ignore_index
-        loss = -logp[np.arange(len(target)), np.where(ignored, 0, target)]
-        loss[ignored] = 0.0
-        return loss, logp
-
-    def softmax_cross_entropy_backward(
-        self,
-        dy: Array,
-        log_probabilities: Array,
-        target: Array,
-        weight: Array | None = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-    ) -> Array:
-        if weight is not None or label_smoothing:
-            return super().softmax_cross_entropy_backward(
-                dy, log_probabilities, target, weight, ignore_index, label_smoothing
-            )
-        ignored = target == ignore_index
-        dx = np.exp(log_probabilities)
-        dx[np.arange(len(target)), np.where(ignored, 0, target)] -= 1.0
-        dx *= np.where(ignored, dx.dtype.type(0), dy)[:, None]
-        return dx
-
     sgd_update = in_blocks(Updates.sgd_update)
     adagrad_update = in_blocks(Updates.adagrad_update)
     rmsprop_update = in_blocks(Updates.rmsprop_update)
     adam_update = in_blocks(Updates.adam_update)
-
-
-def check_labels(target: np.ndarray, classes: int, ignore_index: int) -> None:
-    """Raise IndexError, naming row and value, where a label is neither a class nor
-    `ignore_index`."""
-    wrong = (target < 0) | (target >= classes)
-    if wrong.any() and (wrong := wrong & (target != ignore_index)).any():
-        row = int(wrong.argmax())
-        raise IndexError(
-            f"target[{row}] = {target[row]} is not a class index in [0, {classes}) "
-            f"nor ignore_index={ignore_index}"
-        )

@@ -1,8 +1,8 @@
 """The command ``gpubackprop``.
 
-Each subcommand is a module of this package with ``add_arguments(parser)`` and ``run(options)``, which
-returns the exit status; a row of ``COMMANDS`` makes it known. Only the module that is asked for is
-imported.
+Each subcommand is a module of this package with ``add_arguments(parser)`` and ``run(options)``,
+which returns the exit status; a row of ``COMMANDS`` makes it known. Only the module that is asked
+for is imported.
 
 Exit status: 0 done, 1 failed, 2 used wrongly (also a wrong recipe), 130 and 143 interrupted.
 """
@@ -39,6 +39,9 @@ COMMANDS = {
     "train": Command("gpubackprop.cli.train", "train a network by a recipe"),
     "evaluate": Command("gpubackprop.cli.evaluate", "cost and accuracy of a trained network"),
     "predict": Command("gpubackprop.cli.predict", "what a trained network says about samples"),
+    "compare": Command(
+        "gpubackprop.cli.compare", "train on two devices and show how far apart they are"
+    ),
     "recipes": Command("gpubackprop.cli.recipes", "list the built-in recipes, or show one"),
     "devices": Command("gpubackprop.cli.devices", "which devices were found, and which is chosen"),
 }

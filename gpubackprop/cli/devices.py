@@ -1,4 +1,4 @@
-"""``gpubackprop devices``: what was found, what is chosen, and what mends a GPU that cannot be used."""
+"""``gpubackprop devices``: what was found, what is chosen, what mends a GPU that is not usable."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import get_backend
-from gpubackprop.backends import detect
+from gpubackprop.backends import detect, get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.cli.parser import Parser, add_device, add_json, print_json
 
@@ -25,7 +24,11 @@ def run(options: argparse.Namespace) -> int:
     """Print the devices; a device that was asked for and cannot be used is an error."""
     problem = detect.gpu_problem()
     found: list[dict[str, Any]] = [
-        {"device": "cpu", "name": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        {
+            "device": "cpu",
+            "name": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+        }
     ]
     for info in detect.devices():
         found.append(

@@ -41,7 +41,9 @@ def run(options: argparse.Namespace) -> int:
     trained = load_run(options.run, backend)
     recipe = trained.recipe
     data = recipes.load_data(recipe, options.data_dir or trained.data_dir)
-    recipes.build_model(recipe, data.input_shape, data.classes)  # they may not be the data of the run
+    recipes.build_model(
+        recipe, data.input_shape, data.classes
+    )  # they may not be the data of the run
     part = data.test if options.part == "test" else data.train
     loader = DataLoader(part, options.batch_size or recipe.train.eval_batch_size)
     found = evaluate(

@@ -24,8 +24,8 @@ def choose(out: str | None, recipe: str, resume: bool) -> tuple[Path, bool]:
 
     Parameters
     ----------
-    out : the folder that was asked for; None for one below ``runs`` with the recipe's name: a new one,
-        or with `resume` the newest.
+    out : the folder that was asked for; None for one below ``runs`` with the recipe's name: a new
+        one, or with `resume` the newest.
     recipe : the recipe's name.
     resume : whether a run that is there should go on.
 
@@ -62,6 +62,14 @@ def choose(out: str | None, recipe: str, resume: bool) -> tuple[Path, bool]:
     if resume:
         note(f"nothing to resume in {path}: the run begins anew")
     return path, False
+
+
+def make(path: Path) -> None:
+    """Make the folder of a run, and those above it, where they are missing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {path}: {os_reason(error)}") from None
 
 
 def _fresh(recipe: str) -> Path:

@@ -59,9 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if not len(inputs):
         raise ConfigError("there is no sample to predict")
     size = options.batch_size or trained.recipe.train.eval_batch_size
-    outputs = outputs_of(
-        trained.model, DataLoader(ArrayDataset(inputs), size).batches(0), backend
-    )
+    outputs = outputs_of(trained.model, DataLoader(ArrayDataset(inputs), size).batches(0), backend)
     found = _predictions(trained, outputs)
     data = _WRITERS[form](trained, found)
     if options.out is None:
@@ -175,13 +173,19 @@ def _json(trained: Run, found: dict[str, np.ndarray[Any, Any]]) -> bytes:
 def _plain(array: np.ndarray[Any, Any]) -> list[list[float | None]]:
     """Nested lists for JSON, which has no NaN and no infinity."""
     finite = np.isfinite(array)
-    return np.where(finite, array.astype(object), None).tolist()
+    return [
+        [v if ok else None for v, ok in zip(row, sound, strict=True)]
+        for row, sound in zip(array.tolist(), finite.tolist(), strict=True)
+    ]
 
 
 def _npz(trained: Run, found: dict[str, np.ndarray[Any, Any]]) -> bytes:
     buffer = io.BytesIO()
-    extra = {} if trained.classes is None else {"names": np.array(_names(trained))}
-    np.savez(buffer, **found, **extra)
+    arrays: dict[str, Any] = dict(found)
+    if trained.classes is not None:
+        arrays["names"] = np.array(_names(trained))
+    save: Any = np.savez  # its stub takes an array for one of its own keywords
+    save(buffer, **arrays)
     return buffer.getvalue()
 
 

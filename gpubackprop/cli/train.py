@@ -84,13 +84,14 @@ def run(options: argparse.Namespace) -> int:
     )
     if resume and trainer.resume():
         note(f"resumed after step {trainer.run.step} ({trainer.run.epoch} complete epochs)")
+    folders.make(out)
+    write_atomic(out / folders.RECIPE, recipes.dump(recipe).encode())
     try:
         result = trainer.fit(recipe.train.epochs)
     except Interrupted as interruption:
         command = ["gpubackprop", "train", options.recipe, "--out", str(out), "--resume"]
         fail(f"{interruption}; to go on: {shlex.join(command)}")
         return 128 + interruption.signum
-    write_atomic(out / folders.RECIPE, recipes.dump(recipe).encode())
     summary = _summary(job, result, choice.device, out)
     write_atomic(out / folders.RESULT, (json.dumps(summary, indent=1) + "\n").encode())
     pictures.draw(job, result, out, watched)
@@ -113,8 +114,9 @@ def make_trainer(job: Job, **options: Any) -> Trainer:
     stopping = None
     if train.patience is not None or train.keep_best:
         stopping = EarlyStopping(train.patience, train.min_delta, train.monitor)
-    constant = job.recipe.schedule.name == "constant" and not (
-        job.recipe.schedule.options["warmup_epochs"]
+    constant = (
+        job.recipe.schedule.name == "constant"
+        and not (job.recipe.schedule.options["warmup_epochs"])
     )
     return Trainer(
         job.model,
@@ -156,7 +158,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
 
 def _stored(out: Path, recipe: Recipe) -> dict[str, Any]:
     """What the run in a folder was started with."""
-    info = CheckpointFolder(out).read().meta.get("info")
+    info: Any = CheckpointFolder(out).read().meta.get("info")
     sound = isinstance(info, dict) and isinstance(info.get("overrides"), list)
     if not sound or not all(isinstance(text, str) for text in info["overrides"]):
         raise CheckpointError(f"{out} holds a run that this command did not write")
@@ -181,9 +183,7 @@ def _say_what_changes(recipe: Recipe, info: dict[str, Any], device: str) -> None
         )
 
 
-def _info(
-    job: Job, overrides: list[str], device: str, data_dir: str | None
-) -> dict[str, Any]:
+def _info(job: Job, overrides: list[str], device: str, data_dir: str | None) -> dict[str, Any]:
     data = job.data
     return {
         "name": job.recipe.name,
@@ -236,7 +236,9 @@ def _summary(job: Job, result: FitResult, device: str, out: Path) -> dict[str, A
 
 
 def _report(summary: dict[str, Any], result: FitResult) -> str:
-    parts = [f"{summary['epochs']} epochs, {summary['steps']:,} steps in {summary['seconds']:.1f} s"]
+    parts = [
+        f"{summary['epochs']} epochs, {summary['steps']:,} steps in {summary['seconds']:.1f} s"
+    ]
     if result.stopped_early:
         parts.append("stopped early")
     if summary["test_loss"] is not None:

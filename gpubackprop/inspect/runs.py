@@ -7,14 +7,14 @@ import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gpubackprop.autograd import STATE, tensor
+from gpubackprop.autograd import STATE
 from gpubackprop.backends import Backend
 from gpubackprop.data import DataSplit
 from gpubackprop.errors import CheckpointError
 from gpubackprop.inspect.compare import Comparer, Comparison, StepReport
 from gpubackprop.inspect.trace import Record, Trace, Tracer
-from gpubackprop.optim import Scheduler, clip_grad_norm_, clip_grad_value_
 from gpubackprop.recipes import Recipe, build
+from gpubackprop.training import Trainer
 
 TRACE_LIMIT = 4096
 """Values of each array that a saved trace keeps: evenly spaced ones, and the norm of all."""
@@ -45,31 +45,30 @@ class TracedRun:
     def steps(self, count: int) -> Iterator[Step]:
         """Train `count` steps; after each, its records and its loss."""
         job, tracer = self.job, self.tracer
-        scheduler = Scheduler(job.optimizer, job.schedule)
+        train = job.recipe.train
+        trainer = Trainer(
+            job.model,
+            job.loss,
+            job.optimizer,
+            loader=job.loader,
+            schedule=job.schedule,
+            clip_norm=train.clip_norm,
+            clip_value=train.clip_value,
+        )
         job.model.train()
-        for _, (inputs, targets) in zip(range(count), self._batches(), strict=False):
+        for _, batch in zip(range(count), self._batches(), strict=False):
             tracer.start()
             STATE.observer, previous = tracer, STATE.observer
             try:
-                job.optimizer.zero_grad()
-                x, wanted = (tensor(a, device=self.backend) for a in (inputs, targets))
-                loss = job.loss(job.model(x), wanted)
-                loss.backward()
+                loss = trainer.update(batch)
             finally:
                 STATE.observer = previous
-            train = job.recipe.train
-            if train.clip_value is not None:
-                clip_grad_value_(job.optimizer, train.clip_value)
-            if train.clip_norm is not None:
-                clip_grad_norm_(job.optimizer, train.clip_norm)
             for name, p in job.model.named_parameters():
                 if p.grad is not None:
                     tracer.add("gradient", name, "gradient", p.grad.array)
-            job.optimizer.step()
-            scheduler.step()
             for name, p in job.model.named_parameters():
                 tracer.add("weight", name, "weight", p.array)
-            yield tracer.records, float(loss)
+            yield tracer.records, loss
 
     def _batches(self) -> Iterator[tuple[Any, ...]]:
         epoch = 0

@@ -78,6 +78,7 @@ def _layer_norm_samples(rng: np.random.Generator) -> Iterable[Sample]:
         weight, bias = rng.uniform(0.5, 1.5, normalized), rng.standard_normal(normalized)
         yield Sample((x, weight, bias), {"axes": axes, "eps": 1e-5})
         yield Sample((x, None, None), {"axes": axes, "eps": 1e-2}, note="no scale, no shift")
+    yield Sample((np.full((1, 1), 2.0), np.ones(1), np.ones(1)), {"axes": 1}, note="one element")
     x, weight = rng.standard_normal((5, 3)).T, rng.uniform(0.5, 1.5, 5)
     yield Sample((x, weight, None), {"axes": 1, "eps": 1e-3}, note="not contiguous, no shift")
     yield Sample((x, None, rng.standard_normal(5)), {"axes": 1}, note="no scale")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpubackprop.errors import ConfigError
-from gpubackprop.optim.optimizer import FINITE, FRACTIONS, NON_NEGATIVE, Group, Optimizer
+from gpubackprop.optim.optimizer import Group, Optimizer
+from gpubackprop.optim.ranges import FINITE, FRACTIONS, NON_NEGATIVE
 
 Betas = tuple[float, float]
 

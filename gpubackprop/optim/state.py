@@ -16,6 +16,7 @@ import numpy as np
 from gpubackprop.errors import CheckpointError, ConfigError
 from gpubackprop.nn.arena import Section
 from gpubackprop.nn.state import checked_array, compare_keys, describe
+from gpubackprop.optim.ranges import NON_NEGATIVE
 
 if TYPE_CHECKING:
     from gpubackprop.optim.optimizer import Group, Optimizer
@@ -73,10 +74,11 @@ def load(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{name}: the saved state does not fit: {'; '.join(faults)}")
 
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        for key in OPTIONAL:
-            group.pop(key, None)
+        group.pop("initial_lr", None)
         for key, value in saved.items():
-            group[key] = tuple(value) if isinstance(optimizer.defaults.get(key), tuple) else value
+            if key != "names":
+                was_tuple = isinstance(optimizer.defaults.get(key), tuple)
+                group[key] = tuple(value) if was_tuple else value
     optimizer.arena.gather()
     for section in optimizer.arena.sections:
         section.slots.clear()
@@ -103,6 +105,8 @@ def _group_faults(optimizer: Optimizer, saved: Any) -> list[str]:
             if not isinstance(numbers, (list, tuple)) or len(numbers) != len(group["params"]):
                 n = len(numbers) if isinstance(numbers, (list, tuple)) else numbers
                 words = [f"{n} parameters, the optimizer has {len(group['params'])}"]
+            elif not NON_NEGATIVE.holds(given.get("initial_lr", 0.0)):
+                words = [f"initial_lr must be {NON_NEGATIVE}, not {given['initial_lr']!r}"]
             elif group.get("names") and given.get("names") and group["names"] != given["names"]:
                 words = [f"parameters named {given['names']}, the optimizer's {group['names']}"]
             else:
@@ -159,6 +163,6 @@ def _read_buffers(
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError
     return int(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,10 @@ from gpubackprop.recipes.schema import Recipe
 from gpubackprop.recipes.updates import OPTIMIZERS, make_schedule
 
 MAX_PARAMETERS = 1 << 28
-"""The most numbers that a network may learn (268 million): 4 GiB with gradients and Adam's state."""
+"""The most numbers that a network may learn (268 million): 4 GiB with what Adam needs."""
+
+MAX_NUMBERS = 1 << 31
+"""The most numbers in one array of a run: 8 GiB in float32."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -145,12 +149,17 @@ def load_data(recipe: Recipe, data_dir: str | os.PathLike[str] | None = None) ->
         return data
     if form == ROW:
         assert data.classes is not None
-        coded = functools.partial(one_hot, classes=data.classes, dtype=recipe.train.dtype)
+        if (len(data.train) + len(data.test)) * data.classes > MAX_NUMBERS:
+            raise recipe.place("loss").error(
+                f"{recipe.loss.name} needs a row of {data.classes:,} numbers for each sample, "
+                "which is too much to hold; cross-entropy does not"
+            )
+        coded: Callable[[Any], Any] = functools.partial(
+            one_hot, classes=data.classes, dtype=recipe.train.dtype
+        )
     else:
         coded = _rows
-    return replace(
-        data, train=data.train.map(coded, "target"), test=data.test.map(coded, "target")
-    )
+    return replace(data, train=data.train.map(coded, "target"), test=data.test.map(coded, "target"))
 
 
 def target_form(recipe: Recipe, classes: int | None) -> str:
@@ -198,6 +207,7 @@ def build(
     data = load_data(recipe, data_dir) if data is None else data
     train = recipe.train
     _check_numbers(recipe, data)
+    _check_batch(recipe, data)
     model = build_model(recipe, data.input_shape, data.classes, backend)
     if not any(True for _ in model.parameters()):
         raise recipe.place("model").error("no layer has parameters to train; add a linear layer")
@@ -275,6 +285,18 @@ def _check_numbers(recipe: Recipe, data: DataSplit) -> None:
             f"the last layer gives {list(outputs)} outputs, but the data have {wanted} numbers to "
             "predict"
         )
+
+
+def _check_batch(recipe: Recipe, data: DataSplit) -> None:
+    """The results of a layer for one batch must not be more than a machine can hold."""
+    widest = max(map(math.prod, plan_model(recipe, data.input_shape).shapes))
+    for key in ("batch_size", "eval_batch_size"):
+        rows = min(getattr(recipe.train, key), max(len(data.train), len(data.test)))
+        if rows * widest > MAX_NUMBERS:
+            raise recipe.place("train").error(
+                f"{key} = {rows:,} makes {rows * widest:,} numbers of the widest layer; at most "
+                f"{MAX_NUMBERS:,} are allowed"
+            )
 
 
 def _rows(targets: Any) -> Any:

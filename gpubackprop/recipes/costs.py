@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from gpubackprop.autograd import Tensor
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
@@ -22,10 +21,10 @@ class Cost:
     name : what a recipe calls it.
     summary : one line.
     function : ``function(output, target, **options)``, a single element averaged over the batch.
-    targets : what it compares with: ``"class"`` (class numbers), ``"one-hot"`` (rows, where the data
-        has classes) or ``"numbers"``; several where it takes more than one.
-    scores : what turns outputs into what ``predict`` writes: ``"softmax"``, ``"sigmoid"``, ``"exp"``,
-        or ``"outputs"`` for the outputs as they are.
+    targets : what it compares with: ``"class"`` (class numbers), ``"one-hot"`` (rows, where the
+        data has classes) or ``"numbers"``; several where it takes more than one.
+    scores : what turns outputs into what ``predict`` writes: ``"softmax"``, ``"sigmoid"``,
+        ``"exp"``, or ``"outputs"`` for the outputs as they are.
     options : what may be set.
     """
 

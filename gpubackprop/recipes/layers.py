@@ -134,7 +134,9 @@ LAYERS: dict[str, LayerKind] = {
             lambda shape, o: nn.Dropout(o["p"]),
             {"p": Option(float, 0.5, least=0.0, below=1.0)},
         ),
-        LayerKind("flatten", "all axes joined into one", lambda shape, o: nn.Flatten(), shape=_flat),
+        LayerKind(
+            "flatten", "all axes joined into one", lambda shape, o: nn.Flatten(), shape=_flat
+        ),
         LayerKind(
             "layer-norm",
             "mean 0 and variance 1 over the last axis, then scale and shift",

@@ -41,7 +41,9 @@ class Place(NamedTuple):
 
     def error(self, text: str) -> ConfigError:
         """The error of this place."""
-        return ConfigError(f"{self.file}: {self.table}: {text}" if self.table else f"{self.file}: {text}")
+        return ConfigError(
+            f"{self.file}: {self.table}: {text}" if self.table else f"{self.file}: {text}"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Option:
     def _single(self, place: Place, key: str, value: Any) -> Any:
         if self.choices and isinstance(value, str) and value not in self.choices:
             raise place.error(unknown(f"value of {key!r}", value[:60], self.choices))
-        accepted = (int, float) if self.kind is float else (self.kind,)
+        accepted: Any = (int, float) if self.kind is float else (self.kind,)
         if not isinstance(value, accepted) or isinstance(value, bool) is not (self.kind is bool):
             raise self._refuse(place, key, value)
         if self.kind not in (int, float):
@@ -137,7 +139,11 @@ def known_keys(place: Place, given: Iterable[str], allowed: Iterable[str]) -> No
 
 
 def check_options(
-    place: Place, given: Mapping[str, Any], options: Mapping[str, Option], *, beside: Iterable[str] = ()
+    place: Place,
+    given: Mapping[str, Any],
+    options: Mapping[str, Option],
+    *,
+    beside: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Every option's value, checked or by default.
 

@@ -120,9 +120,7 @@ def apply(raw: dict[str, Any], override: str) -> None:
     if any("\ud800" <= c <= "\udfff" for c in override):
         raise ConfigError(f"--set {shown}: it is not valid UTF-8")
     if not equals or not all(parts):
-        raise ConfigError(
-            f"--set {shown}: write table.key=VALUE, for example optimizer.lr=0.01"
-        )
+        raise ConfigError(f"--set {shown}: write table.key=VALUE, for example optimizer.lr=0.01")
     if len(parts) > MAX_DEPTH:
         raise ConfigError(f"--set {shown}: the key has too many parts")
     target: Any = raw

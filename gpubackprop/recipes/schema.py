@@ -19,6 +19,9 @@ MAX_LAYERS = 1000
 
 KINDS = tuple(LAYERS)  # a tuple to look into, since the kind in a hostile file need not be hashable
 
+MADE = {"n": 10_000_000, "classes": 10_000}
+"""The most that the options of made-up data may ask for: there is no file that bounds them."""
+
 SECTIONS = ("summary", "data", "model", "loss", "optimizer", "schedule", "train")
 
 TRAIN: dict[str, Option] = {
@@ -170,7 +173,9 @@ def _named(place: Place, raw: Any, what: str, rows: Iterable[str], key: str = "n
     if value is None:
         raise place.error(f"{key} is missing; allowed: {', '.join(names)}")
     if not isinstance(value, str):
-        raise place.error(f"{key} must be a text, not {shorten(value)}; allowed: {', '.join(names)}")
+        raise place.error(
+            f"{key} must be a text, not {shorten(value)}; allowed: {', '.join(names)}"
+        )
     if value not in names:
         raise place.error(unknown(what, value[:60], names))
     return value
@@ -201,6 +206,8 @@ def _data(place: Place, raw: Any) -> Choice:
             raise place.error(f"{key} must be a single value, not {shorten(value)}")
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             raise place.error(f"{key} is out of range: {shorten(value)}")
+        if key in MADE and isinstance(value, (int, float)) and value > MADE[key]:
+            raise place.error(f"{key} must be at most {MADE[key]:,}, not {value:,}")
     return Choice(name, options)
 
 
@@ -211,7 +218,9 @@ def _layers(source: str, raw: Any) -> tuple[Choice, ...]:
     if not isinstance(layers, list) or not layers:
         raise place.error("layers must be a list of tables, written [[model.layers]], one a layer")
     if len(layers) > MAX_LAYERS:
-        raise place.error(f"layers holds {len(layers):,} tables; at most {MAX_LAYERS:,} are allowed")
+        raise place.error(
+            f"layers holds {len(layers):,} tables; at most {MAX_LAYERS:,} are allowed"
+        )
     found = []
     for number, layer in enumerate(layers):
         kind = layer.get("kind") if isinstance(layer, dict) else None

@@ -130,7 +130,9 @@ _FLOOR = Option(float, 0.0, least=0.0, most=1.0)
 SCHEDULES: dict[str, Course] = {
     row.name: row
     for row in (
-        Course("constant", "the same rate", lambda o, steps, per_epoch: schedules.Constant(), False),
+        Course(
+            "constant", "the same rate", lambda o, steps, per_epoch: schedules.Constant(), False
+        ),
         Course(
             "step",
             "multiplied by gamma after every so many epochs",

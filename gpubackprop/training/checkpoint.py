@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,9 @@ class CheckpointFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"cannot make the folder {self.path}: {os_reason(error)}") from error
+            raise CheckpointError(
+                f"cannot make the folder {self.path}: {os_reason(error)}"
+            ) from error
         return FolderLock(self.path / LOCK)
 
     def exists(self) -> bool:
@@ -87,7 +90,9 @@ class CheckpointFolder:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise CheckpointError(f"cannot read the folder {self.path}: {os_reason(error)}") from error
+            raise CheckpointError(
+                f"cannot read the folder {self.path}: {os_reason(error)}"
+            ) from error
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint, keeping the one before.
@@ -121,6 +126,7 @@ class CheckpointFolder:
                 write_atomic(self.previous, self._bytes(self.manifest))
             write_atomic(self.manifest, text)
         except CheckpointError as error:
+            self._sweep()
             if self.manifest.exists():
                 raise CheckpointError(
                     f"{error}; the checkpoint before it, {self.manifest}, is intact"
@@ -138,18 +144,35 @@ class CheckpointFolder:
             There is none, or it is damaged: the error names the file that is damaged and, where the
             one before is sound, says how to go back to it.
         """
-        try:
-            return self._read(self.manifest)
-        except CheckpointError as error:
+        while True:
+            before = self._mark()
             try:
-                earlier = self._read(self.previous)
-            except CheckpointError:
-                raise error from None
-            step = earlier.meta.get("progress", {}).get("step", "?")
-            raise CheckpointError(
-                f"{error}; the checkpoint before it (step {step}) is sound, and to go on from there: "
-                f"mv {self.previous} {self.manifest}"
-            ) from None
+                return self._read(self.manifest)
+            except CheckpointError as error:
+                # A run that goes on may have replaced both between the two reads.
+                if self._mark() == before:
+                    raise self._advised(error) from None
+
+    def _mark(self) -> tuple[int, int] | None:
+        """Changes whenever the manifest is replaced."""
+        try:
+            found = self.manifest.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def _advised(self, error: CheckpointError) -> CheckpointError:
+        """The error with what can be done about it."""
+        try:
+            earlier = self._read(self.previous)
+        except CheckpointError:
+            return error
+        progress = earlier.meta.get("progress")
+        step = progress.get("step", "?") if isinstance(progress, dict) else "?"
+        return CheckpointError(
+            f"{error}; the checkpoint before it (step {step}) is sound, and to go on from "
+            f"there: {shlex.join(['mv', str(self.previous), str(self.manifest)])}"
+        )
 
     def _read(self, path: Path) -> Checkpoint:
         manifest = read_manifest(path)
@@ -180,15 +203,15 @@ class CheckpointFolder:
 
     def _sweep(self) -> None:
         """Remove tensor files that neither manifest names, and what a killed writer left."""
-        keep = set()
-        for path in (self.manifest, self.previous):
-            with contextlib.suppress(CheckpointError):
-                keep.add(read_manifest(path)["tensors"]["file"])
-        for path in self.path.glob(f"state-*.safetensors{TEMPORARY}"):
-            path.unlink(missing_ok=True)
-        for path in self.path.glob("state-*.safetensors"):
-            if _TENSORS.fullmatch(path.name) and path.name not in keep:
+        # Where a manifest cannot be read, what it names is not known, and nothing is removed.
+        with contextlib.suppress(OSError, CheckpointError):
+            present = [path for path in (self.manifest, self.previous) if path.exists()]
+            keep = {read_manifest(path)["tensors"]["file"] for path in present}
+            for path in self.path.glob(f"state-*.safetensors{TEMPORARY}"):
                 path.unlink(missing_ok=True)
+            for path in self.path.glob("state-*.safetensors"):
+                if _TENSORS.fullmatch(path.name) and path.name not in keep:
+                    path.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

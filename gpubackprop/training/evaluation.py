@@ -22,7 +22,8 @@ class Figures(NamedTuple):
     Attributes
     ----------
     loss : the mean cost of a sample; NaN where there were no samples.
-    accuracy : the share of samples whose largest output is the right one; None where the targets are no classes.
+    accuracy : the share of samples whose largest output is the right one; None where the targets
+        are no classes.
     samples : how many there were.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +58,8 @@ def append(path: Path, data: bytes) -> None:
     """
     try:
         with open(path, "ab", buffering=0) as stream:
-            stream.write(data)
+            if stream.write(data) != len(data):  # the disk was full in the middle of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {os_reason(error)}") from error
 
@@ -75,7 +77,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class FolderLock:
-    """Keeps a second process out of a folder. The system lifts it when the process ends, even killed.
+    """Keeps a second process out of a folder; the system lifts it when the process ends, however.
 
     Parameters
     ----------
@@ -102,7 +104,8 @@ class FolderLock:
         except BlockingIOError:
             self._close()
             raise CheckpointError(
-                f"another run is writing to {self.path.parent}; wait for it or choose another folder"
+                f"another run is writing to {self.path.parent}; wait for it, or choose another "
+                "folder"
             ) from None
         except OSError as error:
             self._close()

@@ -30,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Guard:
-    """Within a ``with`` block, the first signal is noted instead of acted on; a second acts as usual.
+    """In a ``with`` block the first signal is noted instead of acted on; a second acts as usual.
 
     Only the main thread receives signals, so in other threads nothing changes. A signal that was
     ignored before (``nohup``) stays ignored.

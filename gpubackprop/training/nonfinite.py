@@ -1,14 +1,14 @@
 """Finding the operation that first made a NaN or an infinity.
 
-Training only looks at the cost and the gradient, which is cheap. When one of them is not finite, the
-same batch is run again with an observer on the tape that looks at every value: the first operation
-with a value that is not finite, in the order in which they ran, is the one to name.
+Training only looks at the cost and the gradient, which is cheap. When one of them is not finite,
+the same batch is run again with an observer on the tape that looks at every value: the first
+operation with a value that is not finite, in the order in which they ran, is the one to name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from gpubackprop.nn import Module
 from gpubackprop.optim import Optimizer
 
 
-class _Found(Exception):
+class _Found(Exception):  # noqa: N818 - it ends a search, it reports no error
     """Ends the search; its text is the answer."""
 
 
@@ -35,7 +35,7 @@ def values_finite(optimizer: Optimizer) -> bool:
     """Whether every parameter in the arena is finite."""
     for section in optimizer.arena.sections:
         kernels, flat = section.backend, section.values
-        # The sum of squares is one pass without a temporary; it may overflow where the values do not.
+        # The sum of squares is one pass without a temporary; it overflows before the values do.
         if flat.size and not math.isfinite(float(kernels.to_numpy(kernels.matmul(flat, flat)))):
             if not bool(kernels.to_numpy(kernels.all(kernels.isfinite(flat)))):
                 return False
@@ -47,15 +47,17 @@ def find(
     loss: Callable[[Any, Tensor], Tensor],
     optimizer: Optimizer,
     batch: Sequence[Tensor],
+    random: Mapping[str, Any],
 ) -> str:
     """Run a batch again and say in words where the first value that is not finite came from.
 
     Parameters
     ----------
-    model : the network, with the weights and the places in its random sequences of before the batch.
+    model : the network, with the weights of before the batch.
     loss : ``loss(outputs, target)``.
     optimizer : holds the parameters; its gradients are forgotten.
     batch : the tensors of the batch; the last is the target.
+    random : ``model.random_state()`` of before the batch; the network is left there.
 
     Returns
     -------
@@ -73,6 +75,7 @@ def find(
     before = STATE.observer
     STATE.observer = finder
     optimizer.zero_grad()
+    model.load_random_state(random)
     try:
         *inputs, target = batch
         loss(model(*inputs), target).backward()
@@ -80,8 +83,11 @@ def find(
         return str(found)
     finally:
         STATE.observer = before
-    for name, p in model.named_parameters():
-        if p.grad is not None and (trouble := _trouble(p.backend, [p.grad.array])):
+        model.load_random_state(random)
+    gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    optimizer.zero_grad()
+    for name, g in gradients:
+        if trouble := _trouble(g.backend, [g.array]):
             return f"the gradient of the parameter {name!r} adds up to {trouble}"
     return "every value was finite when the batch was run again"
 

@@ -23,7 +23,11 @@ def available() -> bool:
 
 
 def learning_curve(
-    history: Sequence[Mapping[str, Any]], path: Path, *, title: str = "", watched: str = "validation"
+    history: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    title: str = "",
+    watched: str = "validation",
 ) -> None:
     """Draw cost and accuracy over the epochs as a PNG.
 

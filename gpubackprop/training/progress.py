@@ -105,7 +105,10 @@ def choose(watched: str, stream: TextIO | None = None) -> Progress:
 def line(figures: Mapping[str, Any], epochs: int, watched: str) -> str:
     """The figures of an epoch in one line."""
     width = len(str(epochs))
-    parts = [f"epoch {figures['epoch']:>{width}}/{epochs}", f"train loss {figures['train_loss']:.4f}"]
+    parts = [
+        f"epoch {figures['epoch']:>{width}}/{epochs}",
+        f"train loss {figures['train_loss']:.4f}",
+    ]
     if figures.get("val_loss") is not None:
         parts.append(f"{watched} loss {figures['val_loss']:.4f}")
     if figures.get("val_accuracy") is not None:

@@ -1,9 +1,9 @@
 """The state of a run: what it is to a checkpoint, and back.
 
 Everything that the next step depends on is here or in the objects that it is loaded into: weights,
-optimizer slots and step counts, the place in the epoch, the random sequences of the modules, running
-sums, early stopping and its best weights. The order of the batches and the learning rate are pure
-functions of the epoch and the step, so they need no state of their own.
+optimizer slots and step counts, the place in the epoch, the random sequences of the modules,
+running sums, early stopping and its best weights. The order of the batches and the learning rate
+are pure functions of the epoch and the step, so they need no state of their own.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class RunState:
         for entry in fields(self):
             if entry.name == "history":
                 continue
-            value = progress.get(entry.name)
-            wanted = type(entry.default)
+            value: Any = progress.get(entry.name)
+            wanted: Any = type(entry.default)
             if type(value) is not wanted and not (wanted is float and type(value) is int):
                 raise damaged
             if wanted is not bool and not (entry.name == "epoch_loss" or value >= 0):
@@ -155,7 +155,9 @@ def unpack(
         number, _, name = path.partition("/")
         entry = state.get(number)
         if not isinstance(entry, dict):
-            raise CheckpointError(f"the checkpoint holds {path!r} of an optimizer entry that is missing")
+            raise CheckpointError(
+                f"the checkpoint holds {path!r} of an optimizer entry that is missing"
+            )
         entry[name] = array
     if (stopping is None) != (meta.get("stopping") is None):
         raise CheckpointError("the checkpoint was made with other settings of early stopping")
@@ -173,7 +175,7 @@ def unpack(
 
 
 def group_tensors(checkpoint: Checkpoint) -> dict[str, Arrays]:
-    """The tensors of a checkpoint by what they are: ``MODEL``, ``BEST``, ``OPTIMIZER``, ``ATTACHED``."""
+    """A checkpoint's tensors by use: ``MODEL``, ``BEST``, ``OPTIMIZER``, ``ATTACHED``."""
     groups: dict[str, Arrays] = {MODEL: {}, BEST: {}, OPTIMIZER: {}, ATTACHED: {}}
     for name, array in checkpoint.tensors.items():
         head, slash, rest = name.partition("/")

@@ -45,11 +45,15 @@ class EarlyStopping:
 
     def __post_init__(self) -> None:
         if self.monitor not in MONITORS:
-            raise ConfigError(f"EarlyStopping: {suggest.unknown('monitor', self.monitor, MONITORS)}")
+            raise ConfigError(
+                f"EarlyStopping: {suggest.unknown('monitor', self.monitor, MONITORS)}"
+            )
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"EarlyStopping: patience must be at least 1, not {self.patience}")
         if not 0 <= self.min_delta < math.inf:
-            raise ConfigError(f"EarlyStopping: min_delta must not be negative, not {self.min_delta}")
+            raise ConfigError(
+                f"EarlyStopping: min_delta must not be negative, not {self.min_delta}"
+            )
 
     def update(self, epoch: int, figures: Mapping[str, Any]) -> bool:
         """Take in the figures of an epoch.
@@ -96,5 +100,7 @@ class EarlyStopping:
             best = None if state["best"] is None else float(state["best"])
             best_epoch, waited = int(state["best_epoch"]), int(state["waited"])
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise CheckpointError("the state of early stopping in the checkpoint is damaged") from None
+            raise CheckpointError(
+                "the state of early stopping in the checkpoint is damaged"
+            ) from None
         self.best, self.best_epoch, self.waited = best, best_epoch, waited

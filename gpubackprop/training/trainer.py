@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,18 @@ from gpubackprop.data import DataLoader
 from gpubackprop.errors import CheckpointError, ConfigError, NonFiniteError
 from gpubackprop.nn import Module, Parameter
 from gpubackprop.optim import Optimizer, Scheduler, clip_grad_norm_, clip_grad_value_
+from gpubackprop.optim.schedules import Schedule
 from gpubackprop.training import nonfinite
 from gpubackprop.training.checkpoint import CheckpointFolder
 from gpubackprop.training.evaluation import Batch, evaluate, tensors
 from gpubackprop.training.files import append, write_atomic
 from gpubackprop.training.interrupt import Guard, Interrupted
 from gpubackprop.training.progress import Progress
+from gpubackprop.training.result import FitResult
 from gpubackprop.training.state import RunState, differences, pack, unpack
 from gpubackprop.training.stopping import EarlyStopping
 
 METRICS = "metrics.jsonl"
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a call of :meth:`Trainer.fit` ended with. Times and counts are of the whole run.
-
-    Attributes
-    ----------
-    epochs, steps, samples : complete epochs, updates, training samples seen.
-    seconds : time in all; ``train_seconds`` that of the updates alone.
-    train_loss : mean cost over the last epoch, while the weights changed; None before the first.
-    stopped_early : whether early stopping ended the run.
-    history : figures of each epoch.
-    """
-
-    epochs: int
-    steps: int
-    samples: int
-    seconds: float
-    train_seconds: float
-    train_loss: float | None
-    stopped_early: bool
-    history: list[dict[str, Any]]
-
-    @property
-    def samples_per_second(self) -> float | None:
-        """Training samples per second of updates."""
-        return self.samples / self.train_seconds if self.train_seconds else None
 
 
 class Trainer:
@@ -105,7 +78,7 @@ class Trainer:
         loader: DataLoader,
         validation: DataLoader | None = None,
         accuracy: bool = False,
-        schedule: Callable[[int], float] | None = None,
+        schedule: Schedule | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         stopping: EarlyStopping | None = None,
@@ -197,7 +170,8 @@ class Trainer:
             return
         if not nonfinite.values_finite(self.optimizer):
             words = next(
-                (n for n, p in self.model.named_parameters() if not np.isfinite(p.numpy()).all()), ""
+                (n for n, p in self.model.named_parameters() if not np.isfinite(p.numpy()).all()),
+                "",
             )
             raise NonFiniteError(
                 f"step {self.run.step}: the update made the parameter {words!r} infinite or NaN; "
@@ -241,7 +215,9 @@ class Trainer:
             The folder holds a run already that was not resumed, or cannot be written.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ConfigError(f"Trainer.fit: epochs must be a whole number from 1 on, not {epochs!r}")
+            raise ConfigError(
+                f"Trainer.fit: epochs must be a whole number from 1 on, not {epochs!r}"
+            )
         with ExitStack() as stack:
             stack.callback(self.progress.close)
             self._mark = time.perf_counter()
@@ -259,18 +235,7 @@ class Trainer:
             self._latest = self.model.state_dict()
             self.model.load_state_dict(self._best)
         self._tick()
-        run = self.run
-        last = run.history[-1]["train_loss"] if run.history else None
-        return FitResult(
-            run.epoch,
-            run.step,
-            run.samples,
-            run.seconds,
-            run.train_seconds,
-            last,
-            run.stopped,
-            list(run.history),
-        )
+        return FitResult.of(self.run)
 
     def _open(self, folder: CheckpointFolder) -> None:
         """Begin to write to the folder: nothing that is there is lost."""
@@ -290,10 +255,9 @@ class Trainer:
         self.progress.begin(run.epoch + 1, epochs, steps, run.batch)
         with np.errstate(all="ignore"):  # what is not finite is looked for, and named
             for batch in self.loader.batches(run.epoch, run.batch):
-                value = self._update(batch)
+                value = self.update(batch)
                 n = len(batch[-1])
                 run.batch += 1
-                run.step += 1
                 run.samples += n
                 run.epoch_samples += n
                 run.epoch_loss += value * n
@@ -323,8 +287,14 @@ class Trainer:
         if self._guard.signum and run.epoch < epochs and not run.stopped:
             raise Interrupted(self._guard.signum, self._path, run.step)
 
-    def _update(self, batch: Batch) -> float:
-        """One step: forward, backward, update. Returns the cost."""
+    def update(self, batch: Batch) -> float:
+        """One step: forward, backward, update. Returns the cost.
+
+        Raises
+        ------
+        NonFiniteError
+            See :meth:`fit`.
+        """
         optimizer, kernels = self.optimizer, self.backend
         places = [g.state() for g in self._generators]
         *inputs, target = tensors(batch, kernels)
@@ -349,17 +319,15 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.set_step(self.run.step)
         optimizer.step()
+        self.run.step += 1
         return numbers[0]
 
     def _explained(self, batch: list[Tensor], places: list[tuple[int, int, int]]) -> NonFiniteError:
         """The error for a batch whose cost or gradient is not finite."""
         paths = [path for path, _ in self.model.named_generators()]
         before = {path: list(place) for path, place in zip(paths, places, strict=True)}
-        self.model.load_random_state(before)
-        words = nonfinite.find(self.model, self.loss, self.optimizer, batch)
-        self.model.load_random_state(before)
+        words = nonfinite.find(self.model, self.loss, self.optimizer, batch, before)
         self._generators = [g for _, g in self.model.named_generators()]
-        self.optimizer.zero_grad()
         run = self.run
         return NonFiniteError(
             f"step {run.step + 1} (epoch {run.epoch + 1}, batch {run.batch + 1}): {words}; the "

@@ -62,7 +62,7 @@ def test_a_diamond_is_walked_once_per_node():
 
 
 def test_a_node_waits_for_all_that_used_it():
-    x = leaf(2.0)
+    x = leaf(0.5)
     early = x * 3.0
     late = early
     for _ in range(5):
@@ -78,7 +78,7 @@ def test_a_node_waits_for_all_that_used_it():
             y = np.exp(y) * 0.1
         return e * y
 
-    assert x.grad.item() == pytest.approx((value(2.0 + h) - value(2.0 - h)) / (2 * h), rel=1e-6)
+    assert x.grad.item() == pytest.approx((value(0.5 + h) - value(0.5 - h)) / (2 * h), rel=1e-6)
 
 
 @pytest.mark.timeout(60)
@@ -183,7 +183,8 @@ def test_no_grad_holds_in_its_own_thread_only():
 
 
 def test_a_decorated_function_in_two_threads_restores_each_threads_state():
-    first_in, second_in, results = threading.Event(), threading.Event(), {}
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+    results = {}
 
     @gb.no_grad()
     def work(arrived, wait):
@@ -193,11 +194,12 @@ def test_a_decorated_function_in_two_threads_restores_each_threads_state():
     def one():
         work(first_in, second_in)
         results["one"] = STATE.recording
+        first_out.set()
 
     def two():
         with gb.no_grad():
             first_in.wait(5)
-            work(second_in, threading.Event() if False else first_in)
+            work(second_in, first_out)
             results["two"] = STATE.recording
 
     threads = [threading.Thread(target=t) for t in (one, two)]
@@ -377,7 +379,11 @@ def test_an_observer_sees_every_operation_forwards_and_backwards():
         ("add", ((2, 3),)),
         ("sum", ((),)),
     ]
-    assert recorder.rules == [("sum", "a module", 1), ("add", "a module", 2), ("multiply", "a module", 2)]
+    assert recorder.rules == [
+        ("sum", "a module", 1),
+        ("add", "a module", 2),
+        ("multiply", "a module", 2),
+    ]
 
 
 def test_an_observer_sees_a_backward_pass_that_is_itself_recorded():
@@ -408,7 +414,9 @@ elsewhere.backend.device = "cpu:test"
 
 def test_two_devices_in_one_operation_are_refused():
     x, y = leaf([1.0, 2.0]), elsewhere([1.0, 2.0])
-    message = r"multiply: .*argument 0 is float64\[2\] on cpu, argument 1 is float64\[2\] on cpu:test"
+    message = (
+        r"multiply: .*argument 0 is float64\[2\] on cpu, argument 1 is float64\[2\] on cpu:test"
+    )
     with pytest.raises(DeviceError, match=message):
         x * y
     with pytest.raises(DeviceError, match="gradient is on cpu, the tensor on cpu:test"):
@@ -424,7 +432,7 @@ def test_two_devices_in_one_operation_are_refused():
 
 def test_second_derivatives_stay_on_their_device():
     y = elsewhere([0.5, 2.0])
-    (g,) = gb.grad((gb.nn.functional.softmax(y) ** 3).sum(), y, create_graph=True)
+    (g,) = gb.grad((gb.nn.functional.softmax(y, 0) ** 3).sum(), y, create_graph=True)
     (h,) = gb.grad(g.sum(), y)
     assert g.device == h.device == "cpu:test"
 

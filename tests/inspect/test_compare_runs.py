@@ -37,6 +37,8 @@ class OtherOrder(NumPyBackend):
         return y if bias is None else y + bias
 
     def matmul(self, x1, x2, out=None):
+        if x1.ndim < 2 or x2.ndim < 2:
+            return super().matmul(x1, x2, out)
         third = x1.shape[-1] // 3
         return np.matmul(x1[..., third:], x2[..., third:, :]) + np.matmul(
             x1[..., :third], x2[..., :third, :]

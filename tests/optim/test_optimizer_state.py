@@ -45,10 +45,7 @@ def train(net, optimizer, scheduler, steps):
 def through_files(state):
     """What a checkpoint keeps: arrays exactly, everything else as JSON."""
     arrays = {
-        (n, k): v.copy()
-        for n, s in state["state"].items()
-        for k, v in s.items()
-        if k != "step"
+        (n, k): v.copy() for n, s in state["state"].items() for k, v in s.items() if k != "step"
     }
     plain = json.loads(
         json.dumps({**state, "state": {n: {"step": s["step"]} for n, s in state["state"].items()}})
@@ -153,6 +150,10 @@ FAULTS = {
         "unexpected: 'amsgrad'",
     ),
     "wrong option": (lambda s: put(s, -1.0, "param_groups", 0, "lr"), "lr must be"),
+    "wrong first rate": (
+        lambda s: put(s, "x", "param_groups", 0, "initial_lr"),
+        "initial_lr must be",
+    ),
     "missing slot": (lambda s: drop(s, "state", 1, "exp_avg"), "parameter 1: missing: 'exp_avg'"),
     "misspelt slot": (
         lambda s: put(s, s["state"][1].pop("exp_avg"), "state", 1, "exp_avgs"),

@@ -1,0 +1,5 @@
+"""The CUDA backend over CuPy."""
+
+from gpubackprop.backends.cuda.backend import CUDABackend
+
+__all__ = ["CUDABackend"]

@@ -27,6 +27,26 @@ __global__ void take_along(const T* x, const I* indices, T* out, i64 outer, i64 
   }
 }
 
+// keys[o, k, t] = the place of x[o, indices[o, k, t], t] in x, or -1.
+template <typename I>
+__global__ void along_keys(const I* indices, i64* keys, i64 outer, i64 size, i64 count, i64 tail) {
+  for (i64 e = thread_index(); e < outer * count * tail; e += thread_count()) {
+    i64 t = e % tail, o = e / tail / count;
+    i64 i = (i64)indices[e];
+    if (i < 0) i += size;
+    keys[e] = i >= 0 && i < size ? (o * size + i) * tail + t : -1;
+  }
+}
+
+// keys[k] = indices[k], counted from the front, or -1.
+template <typename I> __global__ void take_keys(const I* indices, i64* keys, i64 size, i64 count) {
+  for (i64 k = thread_index(); k < count; k += thread_count()) {
+    i64 i = (i64)indices[k];
+    if (i < 0) i += size;
+    keys[k] = i >= 0 && i < size ? i : -1;
+  }
+}
+
 // bounds[r] = how many of the `count` sorted keys are below r, for r = 0 ... size; key k is keys[order[k]].
 __global__ void segment_bounds(const i64* keys, const i64* order, i64* bounds, i64 count, i64 size) {
   for (i64 r = thread_index(); r <= size; r += thread_count()) {

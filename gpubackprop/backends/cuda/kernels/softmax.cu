@@ -96,8 +96,9 @@ __global__ void cross_entropy(const T* x, const I* target, const T* weight, T* l
     for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
       W l = (static_cast<W>(row[j]) - m) - s;
       logp[i * cols + j] = static_cast<T>(l);
-      // Without smoothing only the target's own class counts: 0 * -infinity would be NaN.
-      if (counts && (smoothing != 0.0 || j == q.label)) cost -= q(j) * l;
+      // A class without a share costs nothing, even at a logit of -infinity.
+      W share = counts && (smoothing != 0.0 || j == q.label) ? q(j) : W(0);
+      if (share != W(0)) cost -= share * l;
     }
     cost = team_reduce<TEAM>(cost, Plus());
     if (first_column<TEAM>() == 0) {

@@ -1,0 +1,283 @@
+"""Composite kernels as one CUDA kernel each, in place of a chain of elementwise passes.
+
+Each falls back to its definition where the ``.cu`` source has no version for the arguments (another
+dtype, another axis).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.cuda import geometry, sources
+from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.primitives import Array
+
+
+@functools.cache
+def cpp_float(dtype: np.dtype) -> str | None:
+    """The C++ type of a float dtype that the kernels know."""
+    return sources.FLOATS.get(dtype.name)
+
+
+class FusedKernels(ArrayBackend):
+    """Activations, softmax, cross-entropy, layer norm and dropout's derivative."""
+
+    kernels: Kernels
+
+    # What the kernels need of their arguments.
+    def _element(self, x: Array, *others: Array | None) -> str | None:
+        """The C++ type of the elements where all arrays have one that the kernels know, else
+        None."""
+        if not isinstance(x, self.array_type):
+            return None
+        same = all(
+            o is None or (isinstance(o, self.array_type) and o.dtype == x.dtype) for o in others
+        )
+        return cpp_float(x.dtype) if same else None
+
+    def _packed(self, x: Array) -> Array:
+        """`x` without gaps, in C order."""
+        return self.xp.ascontiguousarray(x).reshape(x.shape)
+
+    def _last_axis(self, x: Array, axis: int) -> bool:
+        return x.ndim > 0 and x.size > 0 and axis in (-1, x.ndim - 1)
+
+    # Activations.
+    def _activate(self, function: str, x: Array, parameter: float = 0.0) -> Array:
+        x = self._packed(x)
+        y = self.empty(x.shape, x.dtype)
+        if x.size:
+            template = (cpp_float(x.dtype), function)
+            self.kernels.launch(
+                "activation", template, geometry.over(x.size), x, y, x.size, parameter
+            )
+        return y
+
+    def _slope(self, function: str, dy: Array, x: Array, parameter: float = 0.0) -> Array:
+        dy, x = self._packed(dy), self._packed(x)
+        dx = self.empty(x.shape, x.dtype)
+        if x.size:
+            template, shape = (cpp_float(x.dtype), function), geometry.over(x.size)
+            self.kernels.launch(
+                "activation_backward", template, shape, dy, x, dx, x.size, parameter
+            )
+        return dx
+
+    def _fits(self, x: Array) -> bool:
+        return self._element(x) is not None
+
+    def _pair_fits(self, dy: Array, x: Array) -> bool:
+        return self._element(dy, x) is not None and dy.shape == x.shape
+
+    def sigmoid(self, x: Array) -> Array:
+        return self._activate("Sigmoid", x) if self._fits(x) else super().sigmoid(x)
+
+    def sigmoid_backward(self, dy: Array, y: Array) -> Array:
+        return (
+            self._slope("Sigmoid", dy, y)
+            if self._pair_fits(dy, y)
+            else super().sigmoid_backward(dy, y)
+        )
+
+    def tanh_backward(self, dy: Array, y: Array) -> Array:
+        return (
+            self._slope("Tanh", dy, y) if self._pair_fits(dy, y) else super().tanh_backward(dy, y)
+        )
+
+    def relu_backward(self, dy: Array, y: Array) -> Array:
+        return (
+            self._slope("Relu", dy, y) if self._pair_fits(dy, y) else super().relu_backward(dy, y)
+        )
+
+    def leaky_relu(self, x: Array, negative_slope: float = 0.01) -> Array:
+        if not self._fits(x):
+            return super().leaky_relu(x, negative_slope)
+        return self._activate("LeakyRelu", x, negative_slope)
+
+    def leaky_relu_backward(self, dy: Array, x: Array, negative_slope: float = 0.01) -> Array:
+        if not self._pair_fits(dy, x):
+            return super().leaky_relu_backward(dy, x, negative_slope)
+        return self._slope("LeakyRelu", dy, x, negative_slope)
+
+    def elu(self, x: Array, alpha: float = 1.0) -> Array:
+        return self._activate("Elu", x, alpha) if self._fits(x) else super().elu(x, alpha)
+
+    def elu_backward(self, dy: Array, x: Array, alpha: float = 1.0) -> Array:
+        if not self._pair_fits(dy, x):
+            return super().elu_backward(dy, x, alpha)
+        return self._slope("Elu", dy, x, alpha)
+
+    def gelu(self, x: Array) -> Array:
+        return self._activate("Gelu", x) if self._fits(x) else super().gelu(x)
+
+    def gelu_backward(self, dy: Array, x: Array) -> Array:
+        return (
+            self._slope("Gelu", dy, x) if self._pair_fits(dy, x) else super().gelu_backward(dy, x)
+        )
+
+    def gelu_tanh(self, x: Array) -> Array:
+        return self._activate("GeluTanh", x) if self._fits(x) else super().gelu_tanh(x)
+
+    def gelu_tanh_backward(self, dy: Array, x: Array) -> Array:
+        if not self._pair_fits(dy, x):
+            return super().gelu_tanh_backward(dy, x)
+        return self._slope("GeluTanh", dy, x)
+
+    def silu(self, x: Array) -> Array:
+        return self._activate("Silu", x) if self._fits(x) else super().silu(x)
+
+    def silu_backward(self, dy: Array, x: Array) -> Array:
+        return (
+            self._slope("Silu", dy, x) if self._pair_fits(dy, x) else super().silu_backward(dy, x)
+        )
+
+    def softplus(self, x: Array) -> Array:
+        return self._activate("Softplus", x) if self._fits(x) else super().softplus(x)
+
+    def dropout_backward(self, dy: Array, keep: Array, p: float) -> Array:
+        element = self._element(dy)
+        if element is None or keep.shape != dy.shape or keep.dtype != np.bool_:
+            return super().dropout_backward(dy, keep, p)
+        dx = self.empty(dy.shape, dy.dtype)
+        if dy.size:
+            scale = 0.0 if p >= 1.0 else 1.0 / (1.0 - p)
+            arrays = (self._packed(dy), self._packed(keep), dx)
+            self.kernels.launch(
+                "dropout_backward", (element,), geometry.over(dy.size), *arrays, dy.size, scale
+            )
+        return dx
+
+    # Softmax and log-softmax along the last axis.
+    def _by_rows(self, kernel: str, *arrays: Array) -> Array:
+        packed = [self._packed(a) for a in arrays]
+        out = self.empty(packed[0].shape, packed[0].dtype)
+        cols = out.shape[-1]
+        rows = out.size // cols
+        team, shape = geometry.over_rows(rows, cols)
+        self.kernels.launch(kernel, (cpp_float(out.dtype), team), shape, *packed, out, rows, cols)
+        return out
+
+    def softmax(self, x: Array, axis: int = -1) -> Array:
+        if self._fits(x) and self._last_axis(x, axis):
+            return self._by_rows("softmax", x)
+        return super().softmax(x, axis)
+
+    def softmax_backward(self, dy: Array, y: Array, axis: int = -1) -> Array:
+        if self._pair_fits(dy, y) and self._last_axis(y, axis):
+            return self._by_rows("softmax_backward", dy, y)
+        return super().softmax_backward(dy, y, axis)
+
+    def log_softmax(self, x: Array, axis: int = -1) -> Array:
+        if self._fits(x) and self._last_axis(x, axis):
+            return self._by_rows("log_softmax", x)
+        return super().log_softmax(x, axis)
+
+    def log_softmax_backward(self, dy: Array, y: Array, axis: int = -1) -> Array:
+        if self._pair_fits(dy, y) and self._last_axis(y, axis):
+            return self._by_rows("log_softmax_backward", dy, y)
+        return super().log_softmax_backward(dy, y, axis)
+
+    # Cross-entropy of logits with class indices.
+    def softmax_cross_entropy(
+        self,
+        x: Array,
+        target: Array,
+        weight: Array | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Array, Array]:
+        ready = self._cross_entropy_template(x, target, weight)
+        if ready is None:
+            return super().softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
+        template, shape = ready
+        rows, cols = x.shape
+        loss, logp = self.empty((rows,), x.dtype), self.empty((rows, cols), x.dtype)
+        arrays = self._all_packed(x, target, weight)
+        options = (rows, cols, ignore_index, label_smoothing)
+        self.kernels.launch("cross_entropy", template, shape, *arrays, loss, logp, *options)
+        return loss, logp
+
+    def softmax_cross_entropy_backward(
+        self,
+        dy: Array,
+        log_probabilities: Array,
+        target: Array,
+        weight: Array | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> Array:
+        ready = self._cross_entropy_template(log_probabilities, target, weight)
+        if ready is None or dy.dtype != log_probabilities.dtype:
+            return super().softmax_cross_entropy_backward(
+                dy, log_probabilities, target, weight, ignore_index, label_smoothing
+            )
+        template, shape = ready
+        rows, cols = log_probabilities.shape
+        dx = self.empty((rows, cols), log_probabilities.dtype)
+        arrays = self._all_packed(dy, log_probabilities, target, weight)
+        options = (rows, cols, ignore_index, label_smoothing)
+        self.kernels.launch("cross_entropy_backward", template, shape, *arrays, dx, *options)
+        return dx
+
+    def _cross_entropy_template(
+        self, x: Array, target: Array, weight: Array | None
+    ) -> tuple[tuple[Any, ...], geometry.Launch] | None:
+        element, index = self._element(x, weight), sources.INDICES.get(target.dtype.name)
+        if element is None or index is None or not x.size:
+            return None
+        team, shape = geometry.over_rows(*x.shape)
+        return (element, index, team), shape
+
+    def _all_packed(self, *arrays: Array | None) -> list[Array | None]:
+        return [None if a is None else self._packed(a) for a in arrays]
+
+    # Layer norm.
+    def layer_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
+    ) -> tuple[Array, Array, Array]:
+        element = self._element(x, weight, bias)
+        if element is None or not x.size:
+            return super().layer_norm(x, weight, bias, axes, eps)
+        rows, cols, kept = _split(x.shape, axes)
+        y = self.empty(x.shape, x.dtype)
+        mean, rstd = self.empty(kept, x.dtype), self.empty(kept, x.dtype)
+        team, shape = geometry.over_rows(rows, cols)
+        arrays = (*self._all_packed(x, weight, bias), y, mean, rstd)
+        self.kernels.launch("layer_norm", (element, team), shape, *arrays, rows, cols, eps)
+        return y, mean, rstd
+
+    def layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
+    ) -> tuple[Array, Array]:
+        element = self._element(x, dy, weight, mean, rstd)
+        if element is None or not x.size or dy.shape != x.shape:
+            return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
+        rows, cols, _ = _split(x.shape, axes)
+        dy, x, weight, mean, rstd = self._all_packed(dy, x, weight, mean, rstd)
+        dx = self.empty(x.shape, x.dtype)
+        team, shape = geometry.over_rows(rows, cols)
+        template = (element, team)
+        arrays = (dy, x, weight, mean, rstd, dx)
+        self.kernels.launch("layer_norm_backward", template, shape, *arrays, rows, cols)
+        # The weight's: sums over spans of rows, then the sum of those.
+        span = geometry.row_span(rows)
+        wide = np.float64 if element == "double" else np.float32
+        part = self.empty((-(-rows // span), cols), wide)
+        arrays = (dy, x, mean, rstd, part)
+        shape = geometry.over(part.size)
+        self.kernels.launch("layer_norm_weight", (element,), shape, *arrays, rows, cols, span)
+        dweight = self.empty(x.shape[x.ndim - axes :], x.dtype)
+        shape = geometry.over(cols)
+        self.kernels.launch("column_sum", (element,), shape, part, dweight, len(part), cols)
+        return dx, dweight
+
+
+def _split(shape: tuple[int, ...], axes: int) -> tuple[int, int, tuple[int, ...]]:
+    """Rows, columns, and the shape with the last `axes` axes at size one."""
+    lead = shape[: len(shape) - axes]
+    return math.prod(lead), math.prod(shape[len(lead) :]), lead + (1,) * axes

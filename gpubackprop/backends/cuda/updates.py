@@ -1,0 +1,173 @@
+"""Optimizer updates as one CUDA kernel each: one pass over the flat buffers, the same bits as the
+definitions on NumPy.
+
+Learning rate and step may be 0-d float64 arrays of the device. They are then read by the kernel
+when it runs, so that a captured graph replays with whatever they hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.cuda import geometry, sources
+from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.primitives import Array
+from gpubackprop.backends.updates import Scalar
+
+
+class FusedUpdates(ArrayBackend):
+    """The ``*_update`` kernels of the contract."""
+
+    kernels: Kernels
+
+    def sgd_update(
+        self,
+        param: Array,
+        grad: Array,
+        velocity: Array | None,
+        *,
+        lr: Scalar,
+        step: Scalar = 1,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not self._flat(param, grad, velocity):
+            super().sgd_update(
+                param,
+                grad,
+                velocity,
+                lr=lr,
+                step=step,
+                momentum=momentum,
+                dampening=dampening,
+                nesterov=nesterov,
+                weight_decay=weight_decay,
+            )
+            return
+        options = (momentum, dampening, nesterov, weight_decay)
+        self._update("sgd", (param, grad, velocity), *self._given(lr), *self._given(step), *options)
+
+    def adagrad_update(
+        self,
+        param: Array,
+        grad: Array,
+        total: Array,
+        *,
+        lr: Scalar,
+        step: Scalar = 1,
+        lr_decay: float = 0.0,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not self._flat(param, grad, total):
+            super().adagrad_update(
+                param,
+                grad,
+                total,
+                lr=lr,
+                step=step,
+                lr_decay=lr_decay,
+                eps=eps,
+                weight_decay=weight_decay,
+            )
+            return
+        options = (lr_decay, eps, weight_decay)
+        self._update(
+            "adagrad", (param, grad, total), *self._given(lr), *self._given(step), *options
+        )
+
+    def rmsprop_update(
+        self,
+        param: Array,
+        grad: Array,
+        mean_square: Array,
+        mean_grad: Array | None,
+        velocity: Array | None,
+        *,
+        lr: Scalar,
+        step: Scalar = 1,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        arrays = (param, grad, mean_square, mean_grad, velocity)
+        if not self._flat(*arrays):
+            super().rmsprop_update(
+                param,
+                grad,
+                mean_square,
+                mean_grad,
+                velocity,
+                lr=lr,
+                step=step,
+                alpha=alpha,
+                eps=eps,
+                weight_decay=weight_decay,
+                momentum=momentum,
+            )
+            return
+        self._update("rmsprop", arrays, *self._given(lr), alpha, eps, weight_decay, momentum)
+
+    def adam_update(
+        self,
+        param: Array,
+        grad: Array,
+        mean: Array,
+        mean_square: Array,
+        *,
+        lr: Scalar,
+        step: Scalar,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> None:
+        arrays = (param, grad, mean, mean_square)
+        if not self._flat(*arrays):
+            super().adam_update(
+                param,
+                grad,
+                mean,
+                mean_square,
+                lr=lr,
+                step=step,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                decoupled=decoupled,
+            )
+            return
+        options = (beta1, beta2, eps, weight_decay, decoupled)
+        self._update("adam", arrays, *self._given(lr), *self._given(step), *options)
+
+    def _update(self, kernel: str, arrays: tuple[Array | None, ...], *options: Any) -> None:
+        param = arrays[0]
+        if param.size:  # type: ignore[union-attr]
+            template = (sources.FLOATS[param.dtype.name],)  # type: ignore[union-attr]
+            size = param.size  # type: ignore[union-attr]
+            self.kernels.launch(kernel, template, geometry.over(size), *arrays, size, *options)
+
+    def _flat(self, param: Array, *others: Array | None) -> bool:
+        """Whether the kernels can update these arrays in place: float32 or float64, one dtype, no
+        gaps."""
+        if param.dtype.name not in ("float32", "float64"):
+            return False
+        arrays = (param, *(o for o in others if o is not None))
+        return all(
+            a.dtype == param.dtype and a.shape == param.shape and a.flags.c_contiguous
+            for a in arrays
+        )
+
+    def _given(self, value: Scalar) -> tuple[Array | None, float]:
+        """A number as the kernels take it: its place on the device, or None and its value."""
+        if isinstance(value, self.array_type) and value.dtype == np.float64 and value.size == 1:
+            return value, 0.0
+        return None, float(value)

@@ -1,0 +1,241 @@
+"""Composite kernels on NumPy arrays: what their definitions say, with fewer calls and fewer passes
+over memory.
+
+The fast paths are for float32 and float64 arrays, whose results fit the memory of a temporary
+already at hand; all else runs the definition. Calls are spelled for small arrays too: a ufunc takes
+half a microsecond less when a constant is an array without axes instead of a Python number and
+``out`` is positional, and as much when a reduction is the ufunc's own method.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.primitives import Array
+
+
+def _constant(value: float) -> dict[np.dtype, np.ndarray]:
+    table = {np.dtype(t): np.array(value, t) for t in (np.float32, np.float64)}
+    for array in table.values():
+        array.flags.writeable = False
+    return table
+
+
+ZERO, HALF, ONE = _constant(0.0), _constant(0.5), _constant(1.0)
+
+# Of a matrix with few columns, reductions over a row are slow: it is transposed for them.
+NARROW = 32
+MANY_ROWS = 64
+
+_add = np.add.reduce
+_max = np.maximum.reduce
+UNSIGNED = {np.dtype(f"i{n}"): np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
+
+
+class FusedKernels(ArrayBackend):
+    """Overrides of composite kernels, for arrays of NumPy."""
+
+    # Products.
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        y = self.matmul(x, weight.T)
+        if bias is None:
+            return y
+        return np.add(y, bias, y) if bias.dtype == y.dtype and y.shape else y + bias
+
+    # Activations.
+    def sigmoid(self, x: Array) -> Array:
+        half = HALF.get(x.dtype)
+        if half is None or not x.shape:
+            return super().sigmoid(x)
+        y = np.multiply(x, half)
+        np.tanh(y, y)
+        np.add(y, ONE[x.dtype], y)
+        return np.multiply(y, half, y)
+
+    def sigmoid_backward(self, dy: Array, y: Array) -> Array:
+        one = ONE.get(y.dtype)
+        if one is None or not y.shape or dy.shape != y.shape or dy.dtype != y.dtype:
+            return super().sigmoid_backward(dy, y)
+        slope = np.subtract(one, y)
+        np.multiply(slope, y, slope)
+        return np.multiply(slope, dy, slope)
+
+    def tanh_backward(self, dy: Array, y: Array) -> Array:
+        one = ONE.get(y.dtype)
+        if one is None or not y.shape or dy.shape != y.shape or dy.dtype != y.dtype:
+            return super().tanh_backward(dy, y)
+        slope = np.square(y)
+        np.subtract(one, slope, slope)
+        return np.multiply(slope, dy, slope)
+
+    def relu(self, x: Array) -> Array:
+        zero = ZERO.get(x.dtype)
+        return np.maximum(x, 0 if zero is None else zero)
+
+    def relu_backward(self, dy: Array, y: Array) -> Array:
+        zero = ZERO.get(y.dtype)
+        return self.where(np.greater(y, 0 if zero is None else zero), dy, 0.0)
+
+    # Softmax family.
+    def softmax(self, x: Array, axis: int = -1) -> Array:
+        if x.dtype not in ONE or not x.shape:
+            return super().softmax(x, axis)
+        y = np.subtract(x, _max(x, axis, None, None, True))
+        np.exp(y, y)
+        return np.divide(y, _add(y, axis, None, None, True), y)
+
+    def softmax_backward(self, dy: Array, y: Array, axis: int = -1) -> Array:
+        if y.dtype not in ONE or not y.shape or dy.dtype != y.dtype:
+            return super().softmax_backward(dy, y, axis)
+        dx = np.multiply(dy, y)
+        inner = _add(dx, axis, None, None, True)
+        return np.subtract(dx, np.multiply(y, inner), dx)
+
+    def log_softmax(self, x: Array, axis: int = -1) -> Array:
+        if x.dtype not in ONE or not x.shape:
+            return super().log_softmax(x, axis)
+        if x.ndim == 2 and axis in (1, -1) and x.shape[1] <= NARROW and len(x) >= MANY_ROWS:
+            y = x.T.copy()
+            np.subtract(y, _max(y, 0), y)
+            total = _add(np.exp(y), 0)
+            np.log(total, total)
+            return np.subtract(y, total, y).T.copy()
+        y = np.subtract(x, _max(x, axis, None, None, True))
+        total = _add(np.exp(y), axis, None, None, True)
+        np.log(total, total)
+        return np.subtract(y, total, y)
+
+    def log_softmax_backward(self, dy: Array, y: Array, axis: int = -1) -> Array:
+        if y.dtype not in ONE or not y.shape or dy.dtype != y.dtype:
+            return super().log_softmax_backward(dy, y, axis)
+        dx = np.exp(y)
+        np.multiply(dx, _add(dy, axis, None, None, True), dx)
+        return np.subtract(dy, dx, dx)
+
+    def softmax_cross_entropy(
+        self,
+        x: Array,
+        target: Array,
+        weight: Array | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Array, Array]:
+        classes = x.shape[1]
+        every = all_classes(target, classes)
+        if not every:
+            check_labels(target, classes, ignore_index)
+        if weight is not None or label_smoothing or x.dtype not in ONE:
+            return super().softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
+        logp = self.log_softmax(x, 1)
+        if every and not 0 <= ignore_index < classes:
+            return np.negative(logp.reshape(-1)[_at(target, classes)]), logp
+        ignored = target == ignore_index
+        loss = -logp[np.arange(len(target)), np.where(ignored, 0, target)]
+        loss[ignored] = 0.0
+        return loss, logp
+
+    def softmax_cross_entropy_backward(
+        self,
+        dy: Array,
+        log_probabilities: Array,
+        target: Array,
+        weight: Array | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> Array:
+        logp, classes = log_probabilities, log_probabilities.shape[1]
+        if weight is not None or label_smoothing or logp.dtype not in ONE:
+            return super().softmax_cross_entropy_backward(
+                dy, logp, target, weight, ignore_index, label_smoothing
+            )
+        dx = np.exp(logp, order="C")
+        if all_classes(target, classes) and not 0 <= ignore_index < classes:
+            dx.reshape(-1)[_at(target, classes)] -= ONE[dx.dtype]
+        else:
+            ignored = target == ignore_index
+            dx[np.arange(len(target)), np.where(ignored, 0, target)] -= 1.0
+            dx[ignored] = 0.0
+            dy = np.where(ignored, 0.0, dy)
+        return np.multiply(dx, dy[:, None], dx)
+
+    # Normalisation.
+    def layer_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
+    ) -> tuple[Array, Array, Array]:
+        if not _all_like(x, weight, bias):
+            return super().layer_norm(x, weight, bias, axes, eps)
+        over = tuple(range(x.ndim - axes, x.ndim))
+        n = self.count(x.shape, over)
+        mean = _add(x, over, None, None, True)
+        np.divide(mean, n, mean)
+        y = np.subtract(x, mean)
+        rstd = _add(np.square(y), over, None, None, True)
+        np.divide(rstd, n, rstd)
+        np.add(rstd, eps, rstd)
+        np.sqrt(rstd, rstd)
+        np.reciprocal(rstd, rstd)
+        np.multiply(y, rstd, y)
+        if weight is not None:
+            np.multiply(y, weight, y)
+        if bias is not None:
+            np.add(y, bias, y)
+        return y, mean, rstd
+
+    def layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
+    ) -> tuple[Array, Array]:
+        if not _all_like(x, weight, dy):
+            return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
+        over = tuple(range(x.ndim - axes, x.ndim))
+        n = self.count(x.shape, over)
+        xhat = np.subtract(x, mean)
+        np.multiply(xhat, rstd, xhat)
+        product = np.multiply(dy, xhat)
+        lead = tuple(range(x.ndim - axes))
+        dw = _add(product, lead) if lead else product.copy()
+        if weight is None:
+            g = dy
+        else:
+            g = np.multiply(dy, weight)
+            np.multiply(product, weight, product)
+        slope = _add(product, over, None, None, True)
+        np.divide(slope, n, slope)
+        np.multiply(xhat, slope, xhat)
+        offset = _add(g, over, None, None, True)
+        np.divide(offset, n, offset)
+        np.add(xhat, offset, xhat)
+        dx = np.subtract(g, xhat, xhat)
+        return np.multiply(dx, rstd, dx), dw
+
+
+def _all_like(x: np.ndarray, *others: Any) -> bool:
+    """Whether `x` is an array that the fast paths are for, and the others share its dtype."""
+    return x.dtype in ONE and all(a is None or a.dtype == x.dtype for a in others) and x.ndim > 0
+
+
+def _at(target: np.ndarray, classes: int) -> np.ndarray:
+    """Where each row's class is in a flat (rows, classes) array."""
+    places = np.arange(0, len(target) * classes, classes)
+    return np.add(places, target, places, casting="unsafe")
+
+
+def all_classes(target: np.ndarray, classes: int) -> bool:
+    """Whether every label is a class. Seen as unsigned, a negative number is larger than any."""
+    if not target.size:
+        return True
+    return bool(_max(target.view(UNSIGNED.get(target.dtype, target.dtype))) < classes)
+
+
+def check_labels(target: np.ndarray, classes: int, ignore_index: int) -> None:
+    """Raise IndexError, naming row and value, where a label is neither a class nor
+    `ignore_index`."""
+    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise IndexError(
+            f"target[{row}] = {target[row]} is not a class index in [0, {classes}) "
+            f"nor ignore_index={ignore_index}"
+        )

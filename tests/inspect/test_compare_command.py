@@ -1,0 +1,73 @@
+"""The command ``gpubackprop compare``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gpubackprop.cli import main
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    status = main(["compare", "digits-mlp", *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_two_runs_on_one_device_agree(capsys):
+    status, out, err = run(capsys, "--devices", "cpu,cpu", "--steps", "2")
+    assert status == 0 and err == ""
+    assert "verdict: the runs agree" in out and "by layer, in step 2" in out
+
+
+def test_json_is_one_object(capsys):
+    status, out, _ = run(
+        capsys, "--devices", "cpu,cpu", "--steps", "2", "--dtype", "float64", "--json"
+    )
+    found = json.loads(out)
+    assert status == 0 and found["agrees"] is True and found["dtype"] == "float64"
+    assert found["first_divergence"] is None and len(found["steps"]) == 2
+
+
+def test_saved_trace_stands_for_the_other_machine(capsys, tmp_path):
+    trace = tmp_path / "run.trace"
+    status, out, _ = run(capsys, "--devices", "cpu", "--steps", "3", "--save-trace", str(trace))
+    assert status == 0 and "3 steps" in out
+    status, out, _ = run(capsys, "--devices", "cpu", "--against", str(trace))
+    assert status == 0 and "verdict: the runs agree" in out
+    status, _, err = run(capsys, "--devices", "cpu", "--against", str(trace), "--seed", "3")
+    assert status == 1 and "another run: train" in err
+
+
+def test_disagreement_is_the_exit_status(capsys, tmp_path, monkeypatch):
+    from gpubackprop.backends.numpy_backend import NumPyBackend
+
+    trace = tmp_path / "run.trace"
+    right = NumPyBackend.relu_backward
+    monkeypatch.setattr(NumPyBackend, "relu_backward", lambda *a: right(*a) * a[1].dtype.type(1.01))
+    assert run(capsys, "--devices", "cpu", "--steps", "2", "--save-trace", str(trace))[0] == 0
+    monkeypatch.undo()
+    status, out, _ = run(capsys, "--devices", "cpu", "--against", str(trace))
+    assert status == 1 and "DISAGREE" in out
+    assert "first divergence: step 1: cotangent of relu d(x)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--devices", "cpu"], "two devices"),
+        (["--devices", "cpu,cpu", "--save-trace", "x"], "one device"),
+        (["--devices", "cpu,gpu"], "unknown device 'gpu'"),
+        (["--devices", "cpu", "--against", "missing.trace"], "missing.trace"),
+        (["--devices", "cpu", "--save-trace", "no/such/folder/x"], "does not exist"),
+        (["--devices", "cpu,cpu", "--steps", "0"], "whole number"),
+        (["--devices", "cpu,cpu", "--dtype", "float16"], "float16"),
+        (["--devices", "cpu,cpu", "--save-trace", "a", "--against", "b"], "not allowed with"),
+    ],
+)
+def test_wrong_use_is_one_line(capsys, arguments, words):
+    status, out, err = run(capsys, *arguments)
+    assert status in (1, 2) and out == ""
+    assert words in err and err.count("\n") == 1
