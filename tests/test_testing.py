@@ -114,7 +114,7 @@ def test_a_rule_that_cannot_run_on_tensors():
 
     op = broken(backward=wrong)
     testing.check_gradient(op, FIRST)
-    refused(op, "", testing.check_second_order, FIRST)
+    refused(op, "check_second_order: .*Tensor", testing.check_second_order, FIRST)
     stand_in = testing.StandInBackend()
     refused(op, "on stand-in .* backward rule fails", testing.check_parity, FIRST, stand_in)
 
@@ -130,7 +130,10 @@ def test_a_point_without_a_derivative_that_is_said_to_have_one():
 
 
 def test_a_wrong_shape_rule():
-    refused(broken(infer=lambda x, w: x), r"infer promises float64\[4\]|infer promises float64\[\]")
+    refused(
+        broken(infer=lambda x, w: Spec(w.shape, infer(x, w).dtype)),
+        r"infer promises float64\[4\]|infer promises float64\[\]",
+    )
 
 
 def test_a_wrong_dtype_rule():
@@ -179,7 +182,8 @@ def test_a_gradient_in_double_precision():
 
 def test_digits_lost_on_the_way():
     def wrong(K, x, w):
-        return K.multiply(x, K.astype(K.astype(K.exp(w), "float16"), w.dtype))
+        few = "float16" if w.dtype == np.float32 else w.dtype
+        return K.multiply(x, K.astype(K.astype(K.exp(w), few), w.dtype))
 
     refused(broken(forward=wrong), "float32: .* elements differ", testing.check_precision, FIRST)
 
@@ -283,7 +287,7 @@ def test_strides_that_are_overlooked():
 
 def test_a_value_that_is_read_on_the_host():
     def wrong(K, x, w):
-        return forward(K, x, w) if x.size and K.max(x) < 1e300 else forward(K, x, w)
+        return forward(K, x, w) if x.size and bool(K.isfinite(K.max(x))) else forward(K, x, w)
 
     refused(broken(forward=wrong), "on stand-in .*read on the host")
 

@@ -232,7 +232,7 @@ class Composites(Primitives):
             target, x.shape[1], x.dtype, weight, ignore_index, label_smoothing
         )
         # A class without a share costs nothing, even at a logit of -inf.
-        cost = self.where(self.equal(q, 0), 0.0, self.multiply(q, logp))
+        cost = self.multiply(q, self.where(self.equal(q, 0), 0.0, logp))
         return self.negative(self.sum(cost, axis=1)), logp
 
     def softmax_cross_entropy_backward(
@@ -251,9 +251,11 @@ class Composites(Primitives):
             target, logp.shape[1], logp.dtype, weight, ignore_index, label_smoothing
         )
         slope = self.subtract(self.multiply(self.exp(logp), self.sum(q, axis=1, keepdims=True)), q)
-        # A mean over rows that are all ignored has an infinite dy, and 0 * inf is no number.
-        dy = self.where(self.equal(target, ignore_index), 0.0, dy)
-        return self.multiply(self.reshape(dy, (dy.shape[0], 1)), slope)
+        dx = self.multiply(self.reshape(dy, (dy.shape[0], 1)), slope)
+        # An ignored row gets exactly 0, also where its logits or dy (of a mean of nothing) are not
+        # finite.
+        ignored = self.equal(self.reshape(target, (target.shape[0], 1)), ignore_index)
+        return self.where(ignored, 0.0, dx)
 
     def smoothed_targets(
         self,

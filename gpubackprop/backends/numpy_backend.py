@@ -15,7 +15,7 @@ import numpy as np
 
 from gpubackprop.backends import philox, special
 from gpubackprop.backends.base import Numerics
-from gpubackprop.backends.numpy_fused import FusedKernels
+from gpubackprop.backends.numpy_fused import FusedKernels, add_over, max_over, min_over
 from gpubackprop.backends.primitives import Array, Axis
 from gpubackprop.backends.updates import Updates
 
@@ -91,13 +91,13 @@ class NumPyBackend(FusedKernels):
     ) -> Array:
         if x.dtype == np.float16:
             return super().sum(x, axis, keepdims, out)
-        return np.add.reduce(x, axis, None, out, keepdims)
+        return add_over(x, axis, None, out, keepdims)
 
     def max(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-        return np.maximum.reduce(x, axis, None, None, keepdims)
+        return max_over(x, axis, None, None, keepdims)
 
     def min(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-        return np.minimum.reduce(x, axis, None, None, keepdims)
+        return min_over(x, axis, None, None, keepdims)
 
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
         if out is None and x1.ndim == 2 and x2.ndim == 2:

@@ -30,8 +30,10 @@ ZERO, HALF, ONE = _constant(0.0), _constant(0.5), _constant(1.0)
 NARROW = 32
 MANY_ROWS = 64
 
-_add = np.add.reduce
-_max = np.maximum.reduce
+# Any: NumPy's stubs know `out` and `keepdims` by name only.
+add_over: Any = np.add.reduce
+max_over: Any = np.maximum.reduce
+min_over: Any = np.minimum.reduce
 UNSIGNED = {np.dtype(f"i{n}"): np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
 
 
@@ -83,15 +85,15 @@ class FusedKernels(ArrayBackend):
     def softmax(self, x: Array, axis: int = -1) -> Array:
         if x.dtype not in ONE or not x.shape:
             return super().softmax(x, axis)
-        y = np.subtract(x, _max(x, axis, None, None, True))
+        y = np.subtract(x, max_over(x, axis, None, None, True))
         np.exp(y, y)
-        return np.divide(y, _add(y, axis, None, None, True), y)
+        return np.divide(y, add_over(y, axis, None, None, True), y)
 
     def softmax_backward(self, dy: Array, y: Array, axis: int = -1) -> Array:
         if y.dtype not in ONE or not y.shape or dy.dtype != y.dtype:
             return super().softmax_backward(dy, y, axis)
         dx = np.multiply(dy, y)
-        inner = _add(dx, axis, None, None, True)
+        inner = add_over(dx, axis, None, None, True)
         return np.subtract(dx, np.multiply(y, inner), dx)
 
     def log_softmax(self, x: Array, axis: int = -1) -> Array:
@@ -99,12 +101,12 @@ class FusedKernels(ArrayBackend):
             return super().log_softmax(x, axis)
         if x.ndim == 2 and axis in (1, -1) and x.shape[1] <= NARROW and len(x) >= MANY_ROWS:
             y = x.T.copy()
-            np.subtract(y, _max(y, 0), y)
-            total = _add(np.exp(y), 0)
+            np.subtract(y, max_over(y, 0), y)
+            total = add_over(np.exp(y), 0)
             np.log(total, total)
             return np.subtract(y, total, y).T.copy()
-        y = np.subtract(x, _max(x, axis, None, None, True))
-        total = _add(np.exp(y), axis, None, None, True)
+        y = np.subtract(x, max_over(x, axis, None, None, True))
+        total = add_over(np.exp(y), axis, None, None, True)
         np.log(total, total)
         return np.subtract(y, total, y)
 
@@ -112,7 +114,7 @@ class FusedKernels(ArrayBackend):
         if y.dtype not in ONE or not y.shape or dy.dtype != y.dtype:
             return super().log_softmax_backward(dy, y, axis)
         dx = np.exp(y)
-        np.multiply(dx, _add(dy, axis, None, None, True), dx)
+        np.multiply(dx, add_over(dy, axis, None, None, True), dx)
         return np.subtract(dy, dx, dx)
 
     def softmax_cross_entropy(
@@ -169,10 +171,10 @@ class FusedKernels(ArrayBackend):
             return super().layer_norm(x, weight, bias, axes, eps)
         over = tuple(range(x.ndim - axes, x.ndim))
         n = self.count(x.shape, over)
-        mean = _add(x, over, None, None, True)
+        mean = add_over(x, over, None, None, True)
         np.divide(mean, n, mean)
         y = np.subtract(x, mean)
-        rstd = _add(np.square(y), over, None, None, True)
+        rstd = add_over(np.square(y), over, None, None, True)
         np.divide(rstd, n, rstd)
         np.add(rstd, eps, rstd)
         np.sqrt(rstd, rstd)
@@ -195,16 +197,16 @@ class FusedKernels(ArrayBackend):
         np.multiply(xhat, rstd, xhat)
         product = np.multiply(dy, xhat)
         lead = tuple(range(x.ndim - axes))
-        dw = _add(product, lead) if lead else product.copy()
+        dw = add_over(product, lead) if lead else product.copy()
         if weight is None:
             g = dy
         else:
             g = np.multiply(dy, weight)
             np.multiply(product, weight, product)
-        slope = _add(product, over, None, None, True)
+        slope = add_over(product, over, None, None, True)
         np.divide(slope, n, slope)
         np.multiply(xhat, slope, xhat)
-        offset = _add(g, over, None, None, True)
+        offset = add_over(g, over, None, None, True)
         np.divide(offset, n, offset)
         np.add(xhat, offset, xhat)
         dx = np.subtract(g, xhat, xhat)
@@ -226,7 +228,7 @@ def all_classes(target: np.ndarray, classes: int) -> bool:
     """Whether every label is a class. Seen as unsigned, a negative number is larger than any."""
     if not target.size:
         return True
-    return bool(_max(target.view(UNSIGNED.get(target.dtype, target.dtype))) < classes)
+    return bool(max_over(target.view(UNSIGNED.get(target.dtype, target.dtype))) < classes)
 
 
 def check_labels(target: np.ndarray, classes: int, ignore_index: int) -> None:

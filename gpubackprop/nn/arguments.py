@@ -13,7 +13,8 @@ from gpubackprop.suggest import unknown
 
 
 def as_operand(name: str, argument: str, value: Any, like: Tensor) -> Tensor:
-    """`value` as a tensor beside `like`: a tensor as it is, an array of the same device without a copy.
+    """`value` as a tensor beside `like`: a tensor as it is, an array of the same device without a
+    copy.
 
     Raises
     ------
@@ -39,12 +40,14 @@ def check_inside(
     wanted: str,
     error: type[GpubackpropError] = IndexRangeError,
 ) -> None:
-    """Raise where an element is outside [low, high] or NaN, naming it; on a device that would have to be waited for, do nothing.
+    """Raise where an element is outside [low, high] or NaN, naming it; on a device that would have
+    to be waited for, do nothing.
 
     Raises
     ------
     error
-        Says `wanted`, what the element should have been; by default an IndexError that is also a ShapeError.
+        Says `wanted`, what the element should have been; by default an IndexError that is also a
+        ShapeError.
     """
     found = x.backend.first_outside(x.array, low, high)
     if found is not None:

@@ -1,4 +1,5 @@
-"""Costs and figures of rows of classes, under PyTorch's names and with its meanings; ``nn.functional`` exports them."""
+"""Costs and figures of rows of classes, under PyTorch's names and with its meanings;
+``nn.functional`` exports them."""
 
 from __future__ import annotations
 
@@ -35,14 +36,16 @@ def cross_entropy(
     Parameters
     ----------
     input : logits (C,), (N, C) or (N, C, d1, ...): the classes are axis 1, or the only one.
-    target : class indices, integers in [0, C), of the input's shape without the class axis; or probabilities, floats of the input's
-        shape.
+    target : class indices, integers in [0, C), of the input's shape without the class axis; or
+        probabilities, floats of the input's shape.
     weight : (C,), a factor for the loss of each class.
-    ignore_index : places with this class index cost nothing and do not count in the mean. For class indices only.
-    reduction : ``"mean"``, ``"sum"`` or ``"none"``. The mean of class indices divides by the sum of the weights of the classes that
-        occur (their number without `weight`); the mean of probabilities by the number of places. If every place is ignored the mean
-        is NaN.
-    label_smoothing : share of the target, between 0 and 1, that is spread evenly over all classes (Szegedy et al. 2016).
+    ignore_index : places with this class index cost nothing and do not count in the mean. For class
+        indices only.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``. The mean of class indices divides by the sum of
+        the weights of the classes that occur (their number without `weight`); the mean of
+        probabilities by the number of places. If every place is ignored the mean is NaN.
+    label_smoothing : share of the target, between 0 and 1, that is spread evenly over all classes
+        (Szegedy et al. 2016).
 
     Returns
     -------
@@ -54,8 +57,8 @@ def cross_entropy(
     ShapeError, DTypeError
         If the target does not fit the input.
     IndexError
-        On the CPU, if a class index is out of range; the error names it. (It is also a ShapeError.) A device that would have to be
-        waited for gives NaN for that row's loss instead.
+        On the CPU, if a class index is out of range; the error names it. (It is also a ShapeError.)
+        A device that would have to be waited for gives NaN for that row's loss instead.
     """
     target = as_operand("cross_entropy", "target", target, input)
     if target.dtype.kind not in "iu":
@@ -87,23 +90,31 @@ def _cross_entropy_of_probabilities(
     label_smoothing: float,
 ) -> Tensor:
     name = "cross_entropy"
-    if target.shape != input.shape:
-        raise ShapeError(
-            f"{name}: target of dtype {target.dtype} is taken as probabilities and must have the shape {input.shape} of input, not "
-            f"{target.shape}; class indices must be integers"
-        )
     if target.dtype.kind == "b":
         raise DTypeError(
-            f"{name}: target is boolean; probabilities need a float dtype: target.astype(input.dtype)"
+            f"{name}: target is boolean; class indices must be integers, probabilities floats: "
+            "target.astype(input.dtype)"
+        )
+    axis = _class_axis(name, input)
+    if target.shape == input.shape[:axis] + input.shape[axis + 1 :]:
+        raise DTypeError(
+            f"{name}: target has shape {target.shape}, one number for each place of input "
+            f"{input.shape}, but is {target.dtype}; class indices must be integers: "
+            'target.astype("int64")'
+        )
+    if target.shape != input.shape:
+        raise ShapeError(
+            f"{name}: target of dtype {target.dtype} is taken as probabilities and must have the "
+            f"shape {input.shape} of input, not {target.shape}; class indices must be integers"
         )
     if not 0.0 <= label_smoothing <= 1.0:
         raise ConfigError(f"{name}: label_smoothing must be between 0 and 1, not {label_smoothing}")
     if ignore_index >= 0:
         raise ConfigError(
-            f"{name}: ignore_index={ignore_index} is for class indices, but target holds probabilities"
+            f"{name}: ignore_index={ignore_index} is for class indices, "
+            "but target holds probabilities"
         )
     check_not_nan(name, target)
-    axis = _class_axis(name, input)
     classes = input.shape[axis]
     if label_smoothing:
         target = target * (1.0 - label_smoothing) + label_smoothing / classes
@@ -123,7 +134,8 @@ def nll_loss(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """-input at the target's class: :func:`cross_entropy` of log-probabilities, such as ``log_softmax`` gives.
+    """-input at the target's class: :func:`cross_entropy` of log-probabilities, such as
+    ``log_softmax`` gives.
 
     Parameters
     ----------
@@ -176,8 +188,8 @@ def accuracy(input: Tensor, target: Any) -> Tensor:
         target = target.argmax(axis=1)
     elif target.shape != input.shape[:1] or target.dtype.kind not in "iu":
         raise ShapeError(
-            f"accuracy: target must hold {input.shape[0]} class indices (integers), or rows of shape {input.shape}; "
-            f"it is {target.dtype} of shape {target.shape}"
+            f"accuracy: target must hold {input.shape[0]} class indices (integers), or rows of "
+            f"shape {input.shape}; it is {target.dtype} of shape {target.shape}"
         )
     return (input.argmax(axis=1) == target).mean()
 
@@ -197,8 +209,8 @@ def _check_places(name: str, input: Tensor, target: Tensor) -> Shape:
         raise DTypeError(f"{name}: target must be class indices, integers, not {target.dtype}")
     if target.shape != places:
         raise ShapeError(
-            f"{name}: target has shape {target.shape}, but input of shape {input.shape} has its classes along axis {axis} and needs "
-            f"one class index for each of {places}"
+            f"{name}: target has shape {target.shape}, but input of shape {input.shape} has its "
+            f"classes along axis {axis} and needs a target of shape {places}"
         )
     return places
 
@@ -206,13 +218,12 @@ def _check_places(name: str, input: Tensor, target: Tensor) -> Shape:
 def _check_classes(
     name: str, input: Tensor, target: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Which places are ignored, and class indices that are safe to look up: 0 where ignored. A wrong index is an error."""
+    """Which places are ignored, and class indices that are safe to look up: 0 where ignored. A
+    wrong index is an error."""
     classes = input.shape[_class_axis(name, input)]
-    label = (
-        target
-        if target.dtype.itemsize >= 4 and target.dtype.kind == "i"
-        else target.astype("int64")
-    )
+    # Small and unsigned dtypes may not hold `ignore_index`.
+    wide = target.dtype.itemsize >= 4 and target.dtype.kind == "i"
+    label = target if wide else target.astype("int64")
     ignored = label == ignore_index
     label = apply(WHERE, ignored, 0, label)
     wanted = f"a class index in [0, {classes}) nor ignore_index={ignore_index}"

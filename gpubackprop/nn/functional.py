@@ -1,6 +1,8 @@
-"""Functions of networks under PyTorch's names, with its argument names and meanings: activations, layers without state, costs.
+"""Functions of networks under PyTorch's names, with its argument names and meanings: activations,
+layers without state, costs.
 
-``dim`` is an axis here, as it is there; array functions under NumPy's names are at the top level of the package.
+``dim`` is an axis here, as it is there; array functions under NumPy's names are at the top level of
+the package.
 """
 
 from __future__ import annotations
@@ -134,8 +136,9 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
 
     Notes
     -----
-    The formula in use does not overflow. From a threshold of 20 on it therefore holds for every x: there the line differs from it
-    by less than 2.1e-9 / beta. A smaller threshold changes the function, and is applied.
+    The formula in use does not overflow. From a threshold of 20 on it therefore holds for every x:
+    there the line differs from it by less than 2.1e-9 / beta. A smaller threshold changes the
+    function, and is applied.
     """
     if beta == 0:
         raise ConfigError("softplus: beta must not be 0")
@@ -203,15 +206,17 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def dropout(
     input: Tensor, p: float = 0.5, training: bool = True, *, generator: Generator | None = None
 ) -> Tensor:
-    """In training, set each element to 0 with probability `p` and divide the others by 1 - p (Srivastava et al. 2014).
+    """In training, set each element to 0 with probability `p` and divide the others by 1 - p
+    (Srivastava et al. 2014).
 
     Parameters
     ----------
     input : any shape.
     p : between 0 and 1.
     training : False gives the input back as it is.
-    generator : where the random numbers come from; it moves on by one word per element. None takes the default generator, which
-        ``manual_seed`` sets. The same generator state drops the same elements on every device.
+    generator : where the random numbers come from; it moves on by one word per element. None takes
+        the default generator, which ``manual_seed`` sets. The same generator state drops the same
+        elements on every device.
 
     Raises
     ------
@@ -248,8 +253,8 @@ def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Ten
     Raises
     ------
     DTypeError, ShapeError
-        If the input is not integer, the table has not two axes, or (on the CPU, where looking costs nothing) a number is out of
-        range: the error names it.
+        If the input is not integer, the table has not two axes, or (on the CPU, where looking costs
+        nothing) a number is out of range: the error names it.
     """
     input = as_operand("embedding", "input", input, weight)
     if input.dtype.kind not in "iu":
@@ -278,7 +283,8 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance over the last axes (Ba et al. 2016).
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance over the last axes
+    (Ba et al. 2016).
 
     Parameters
     ----------
@@ -295,7 +301,8 @@ def layer_norm(
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape:
         raise ShapeError(
-            f"layer_norm: the last axes of input (shape {input.shape}) must be normalized_shape {shape}"
+            f"layer_norm: the last axes of input (shape {input.shape}) must be normalized_shape "
+            f"{shape}"
         )
     return apply(LAYER_NORM, input, weight, bias, axes=len(shape), eps=eps)
 
@@ -311,7 +318,8 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     Returns
     -------
     Tensor
-        int64, (*tensor.shape, num_classes). An index out of range is an error on the CPU and a row of zeros on a device.
+        int64, (*tensor.shape, num_classes). An index out of range is an error on the CPU and a row
+        of zeros on a device.
     """
     if tensor.dtype.kind not in "iu":
         raise DTypeError(f"one_hot: class indices must be integers, not {tensor.dtype}")

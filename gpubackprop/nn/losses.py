@@ -1,7 +1,8 @@
-"""Costs of elements against their targets, under PyTorch's names and with its meanings; ``nn.functional`` exports them.
+"""Costs of elements against their targets, under PyTorch's names and with its meanings;
+``nn.functional`` exports them.
 
-``reduction`` is ``"mean"`` (the default), ``"sum"`` or ``"none"``. A target must have exactly the shape of the input: one that would
-broadcast, such as (N, 1) against (N,), is an error.
+``reduction`` is ``"mean"`` (the default), ``"sum"`` or ``"none"``. A target must have exactly the
+shape of the input: one that would broadcast, such as (N, 1) against (N,), is an error.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def mse_loss(input: Tensor, target: Any, reduction: str = "mean") -> Tensor:
 
 
 def quadratic_cost(input: Tensor, target: Any) -> Tensor:
-    """sum((target - input)**2) / (2 n) for n samples: half the squared distance, averaged over the samples.
+    """sum((target - input)**2) / (2 n) for n samples: half the squared distance, averaged over the
+    samples.
 
     Parameters
     ----------
@@ -61,8 +63,9 @@ def quadratic_cost(input: Tensor, target: Any) -> Tensor:
 
     Notes
     -----
-    The cost of the textbook network (Nielsen, "Neural Networks and Deep Learning", chapter 1, equation 6); its derivative by the
-    output is (input - target) / n. ``mse_loss`` divides by the number of elements and has no factor 1/2.
+    The cost of the textbook network (Nielsen, "Neural Networks and Deep Learning", chapter 1,
+    equation 6); its derivative by the output is (input - target) / n. ``mse_loss`` divides by the
+    number of elements and has no factor 1/2.
     """
     input, target = _pair("quadratic_cost", input, target)
     samples = input.shape[0] if input.ndim > 1 else 1
@@ -70,12 +73,14 @@ def quadratic_cost(input: Tensor, target: Any) -> Tensor:
 
 
 def l1_loss(input: Tensor, target: Any, reduction: str = "mean") -> Tensor:
-    """abs(input - target): the mean absolute error. Shapes and `reduction` as for :func:`mse_loss`."""
+    """abs(input - target): the mean absolute error. Shapes and `reduction` as for
+    :func:`mse_loss`."""
     return _elementwise(L1_LOSS, "l1_loss", input, target, reduction)
 
 
 def huber_loss(input: Tensor, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
-    """d**2 / 2 where d = abs(input - target) is at most delta, else delta * (d - delta / 2) (Huber 1964).
+    """d**2 / 2 where d = abs(input - target) is at most delta, else delta * (d - delta / 2) (Huber
+    1964).
 
     Parameters
     ----------
@@ -90,7 +95,8 @@ def huber_loss(input: Tensor, target: Any, reduction: str = "mean", delta: float
 def smooth_l1_loss(
     input: Tensor, target: Any, reduction: str = "mean", beta: float = 1.0
 ) -> Tensor:
-    """d**2 / (2 beta) where d = abs(input - target) is below beta, else d - beta / 2; the Huber loss divided by its delta.
+    """d**2 / (2 beta) where d = abs(input - target) is below beta, else d - beta / 2; the Huber
+    loss divided by its delta.
 
     Parameters
     ----------
@@ -121,11 +127,13 @@ def binary_cross_entropy(
     Raises
     ------
     ConfigError
-        If (on the CPU, where looking costs nothing) an element of input or target is not between 0 and 1.
+        If (on the CPU, where looking costs nothing) an element of input or target is not between 0
+        and 1.
 
     Notes
     -----
-    As in PyTorch the logarithms are held above -100. With logits at hand, :func:`binary_cross_entropy_with_logits` is more exact.
+    As in PyTorch the logarithms are held above -100. With logits at hand,
+    :func:`binary_cross_entropy_with_logits` is more exact.
     """
     input, target = _pair("binary_cross_entropy", input, target)
     for argument, x in (("input", input), ("target", target)):
@@ -140,7 +148,8 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Any = None,
 ) -> Tensor:
-    """:func:`binary_cross_entropy` of sigmoid(input), for logits of any size without overflow or lost digits.
+    """:func:`binary_cross_entropy` of sigmoid(input), for logits of any size without overflow or
+    lost digits.
 
     Parameters
     ----------
@@ -148,8 +157,8 @@ def binary_cross_entropy_with_logits(
     target : probabilities of the same shape; labels are 0 or 1.
     weight : factor of each element's loss; must broadcast to the shape of the input.
     reduction : as for :func:`mse_loss`; weights do not enter the divisor of the mean.
-    pos_weight : factor of the part of the loss that the target multiplies, above 1 for more recall; must broadcast to the shape of
-        the input, commonly (C,).
+    pos_weight : factor of the part of the loss that the target multiplies, above 1 for more recall;
+        must broadcast to the shape of the input, commonly (C,).
     """
     name = "binary_cross_entropy_with_logits"
     input, target = _pair(name, input, target)
@@ -164,14 +173,16 @@ def binary_cross_entropy_with_logits(
 
 
 def kl_div(input: Tensor, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
-    """target * (log(target) - input): the divergence of the target distribution from the input's (Kullback & Leibler 1951).
+    """target * (log(target) - input): the divergence of the target distribution from the input's
+    (Kullback & Leibler 1951).
 
     Parameters
     ----------
     input : log-probabilities, any shape.
-    target : probabilities of the same shape, or their logarithms with `log_target`. Where it is 0 the loss is 0.
-    reduction : as for :func:`mse_loss`, or ``"batchmean"``: the sum divided by the length of the first axis, which is the mean of the
-        rows' divergences.
+    target : probabilities of the same shape, or their logarithms with `log_target`. Where it is 0
+        the loss is 0.
+    reduction : as for :func:`mse_loss`, or ``"batchmean"``: the sum divided by the length of the
+        first axis, which is the mean of the rows' divergences.
     log_target : whether the target is a logarithm.
     """
     input, target = _pair("kl_div", input, target)
@@ -234,6 +245,7 @@ def _factor(name: str, argument: str, value: Any, input: Tensor) -> Tensor:
         n not in (1, m) for n, m in zip(value.shape, input.shape[lead:], strict=True)
     ):
         raise ShapeError(
-            f"{name}: {argument} of shape {value.shape} does not broadcast to the shape {input.shape} of input"
+            f"{name}: {argument} of shape {value.shape} does not broadcast to the shape "
+            f"{input.shape} of input"
         )
     return value

@@ -318,6 +318,10 @@ class Module(_Bookkeeping):
         """(path, random generator) of every module that draws; a shared one once."""
         return self._walk(GENERATOR, "", True)
 
+    def generators(self) -> Iterator[Generator]:
+        """The random generators of all modules that draw, each once."""
+        return (g for _, g in self.named_generators())
+
     def random_state(self) -> dict[str, list[int]]:
         """[seed, stream, offset] of every module's generator, by path."""
         return {path: list(g.state()) for path, g in self.named_generators()}

@@ -1,4 +1,5 @@
-"""Activations with a parameter or an axis; those of the argument alone are rows of ``elementwise.py``."""
+"""Activations with a parameter or an axis; those of the argument alone are rows of
+``elementwise.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Cross-entropy of logits with class indices: softmax, logarithm, choice of the class and reduction in one node."""
+"""Cross-entropy of logits with class indices: softmax, logarithm, choice of the class and reduction
+in one node."""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ def _forward(
     reduction: str = "mean",
 ) -> Any:
     fits = x.ndim == 2 and target.shape == x.shape[:1] and target.dtype.kind in "iu"
+    fits = fits and (weight is None or weight.shape == x.shape[1:])
     if not (fits and reduction in REDUCTIONS and 0.0 <= label_smoothing <= 1.0):
         raise ValueError("an argument does not fit")  # `infer` has the words
     target = _labels(K, target)
@@ -48,7 +50,8 @@ def _forward(
 
 
 def total_weight(K: Any, target: Any, weight: Any, ignore_index: int) -> Any:
-    """The sum of the weights of the rows' classes, ignored rows left out: what the mean divides by."""
+    """The sum of the weights of the rows' classes, ignored rows left out: what the mean divides
+    by."""
     kept = K.not_equal(target, ignore_index)
     if weight is None:
         return K.sum(kept)
@@ -80,10 +83,11 @@ def _backward(
             rows, logp, target, weight, ignore_index, label_smoothing
         )
     if call.needs[2]:
-        # A class's weight multiplies its part of every row's loss, and (in the mean) is counted once for each of its rows.
+        # A class's weight multiplies its part of every row's loss, and (in the mean) is counted
+        # once for each of its rows.
         classes, dtype = logp.shape[1], logp.dtype
         share = K.smoothed_targets(target, classes, dtype, None, ignore_index, label_smoothing)
-        part = K.where(K.equal(share, 0), 0.0, K.multiply(share, logp))
+        part = K.multiply(share, K.where(K.equal(share, 0), 0.0, logp))
         if total is not None:
             hits = K.smoothed_targets(target, classes, dtype, None, ignore_index, 0.0)
             part = K.add(part, K.multiply(hits, out))
@@ -109,14 +113,17 @@ def _infer(
         raise ShapeError(f"{name}: input ({x}) must have shape (N, C) with at least one class")
     if target.dtype.kind not in "iu":
         raise DTypeError(
-            f"{name}: target ({target}) must be integers, the class index of each row of input ({x}); "
-            "floats are taken as probabilities and need the shape of input"
+            f"{name}: target ({target}) must be integers, the class index of each row of "
+            f"input ({x}); floats are taken as probabilities and need the shape of input"
         )
     if target.shape != x.shape[:1]:
         if target.shape == (x.shape[0], 1):
             mend = f"reshape it to ({x.shape[0]},)"
         elif target.shape == x.shape:
-            mend = "turn one-hot rows into indices with argmax(axis=1), or into probabilities with a float dtype"
+            mend = (
+                "turn one-hot rows into indices with argmax(axis=1), "
+                "or into probabilities with a float dtype"
+            )
         else:
             mend = f"one index for each of the {x.shape[0]} rows"
         raise ShapeError(
@@ -124,13 +131,13 @@ def _infer(
         )
     if weight is not None and weight.shape != x.shape[1:]:
         raise ShapeError(
-            f"{name}: weight ({weight}) must have shape ({x.shape[1]},), one for each class of input ({x})"
+            f"{name}: weight ({weight}) must have shape ({x.shape[1]},), one for each class of "
+            f"input ({x})"
         )
-    dtypes = [s.dtype for s in (weight,) if s is not None]
-    return Spec(
-        target.shape if reduction == "none" else (),
-        np.result_type(result_dtype("log_softmax", [x]), *dtypes),
-    )
+    dtype = result_dtype("log_softmax", [x])
+    if weight is not None:
+        dtype = np.result_type(dtype, weight.dtype)
+    return Spec(target.shape if reduction == "none" else (), dtype)
 
 
 def _samples(rng: np.random.Generator) -> Iterable[Sample]:

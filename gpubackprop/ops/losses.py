@@ -1,7 +1,9 @@
-"""Pointwise costs: the loss of each element against its target, and their sum, in one node of the graph.
+"""Pointwise costs: the loss of each element against its target, and their sum, in one node of the
+graph.
 
-Each loss is a row of a table like that of ``elementwise.py``: the loss of an element, then the cotangents of ``x`` and of the
-``target``. The operation gives ``scale`` times the sum over all elements, or, with ``reduce=False``, ``scale`` times each loss.
+Each loss is a row of a table like that of ``elementwise.py``: the loss of an element, then the
+cotangents of ``x`` and of the ``target``. The operation gives ``scale`` times the sum over all
+elements, or, with ``reduce=False``, ``scale`` times each loss.
 """
 
 from __future__ import annotations
@@ -56,9 +58,11 @@ def pointwise(
     ----------
     name : the operation's name: that of PyTorch's function.
     loss : ``loss(K, x, target, **options)``, the loss of each element.
-    cotangents : ``rule(K, dy, x, target, **options)``, the cotangents of x and of the target; dy may be a single element.
+    cotangents : ``rule(K, dy, x, target, **options)``, the cotangents of x and of the target; dy
+        may be a single element.
     x_range, target_range : ranges of the samples.
-    kinks : ``kinks(difference, **options)``, how far x - target is from a point without a derivative.
+    kinks : ``kinks(difference, **options)``, how far x - target is from a point without a
+        derivative.
     options : the options of the samples.
     """
 
@@ -126,8 +130,8 @@ L1_LOSS = pointwise(
 
 
 def _huber(K: Any, x: Any, target: Any, *, delta: float = 1.0) -> Any:
-    # With q = min(|d|, delta), q |d| - q**2 / 2 is d**2 / 2 within delta and the line delta (|d| - delta / 2) outside
-    # (Huber 1964), without choosing between the two.
+    # With q = min(|d|, delta), q |d| - q**2 / 2 is d**2 / 2 within delta and the line delta (|d| -
+    # delta / 2) outside (Huber 1964), without choosing between the two.
     distance = K.absolute(K.subtract(x, target))
     inner = K.minimum(distance, delta)
     return K.multiply(inner, K.subtract(distance, K.multiply(inner, 0.5)))
@@ -148,7 +152,8 @@ HUBER_LOSS = pointwise(
 
 
 def _cross_entropy_of_probability(K: Any, x: Any, target: Any) -> Any:
-    # -(t log x + (1 - t) log(1 - x)), the logarithms held above LOG_FLOOR, as PyTorch does, so that a loss stays finite.
+    # -(t log x + (1 - t) log(1 - x)), the logarithms held above LOG_FLOOR, as PyTorch does, so that
+    # a loss stays finite.
     yes = K.maximum(K.log(x), LOG_FLOOR)
     no = K.maximum(K.log1p(K.negative(x)), LOG_FLOOR)
     return K.negative(K.add(no, K.multiply(target, K.subtract(yes, no))))
@@ -174,7 +179,8 @@ BINARY_CROSS_ENTROPY = pointwise(
     target_range=(0.0, 1.0),
 )
 
-# With x = log(p / (1 - p)), -(t log p + (1 - t) log(1 - p)) = softplus(x) - t x: nothing overflows and no digits are lost.
+# With x = log(p / (1 - p)), -(t log p + (1 - t) log(1 - p)) = softplus(x) - t x: nothing overflows
+# and no digits are lost.
 BINARY_CROSS_ENTROPY_WITH_LOGITS = pointwise(
     "binary_cross_entropy_with_logits",
     lambda K, x, t: K.subtract(K.softplus(x), K.multiply(x, t)),

@@ -52,13 +52,13 @@ def _layer_norm_infer(
     for name, s in (("weight", weight), ("bias", bias)):
         if s is not None and s.shape != normalized:
             raise ShapeError(
-                f"layer_norm: {name} ({s}) must have the shape {normalized} of the normalised axes of "
-                f"x ({x})"
+                f"layer_norm: {name} ({s}) must have the shape {normalized} of the normalised "
+                f"axes of x ({x})"
             )
     if 0 in normalized:
         raise ShapeError(f"layer_norm: the normalised axes of x ({x}) have no elements")
-    dtypes = [s for s in (weight, bias) if s is not None]
-    return Spec(x.shape, np.result_type(result_dtype("sqrt", [x]), *[s.dtype for s in dtypes]))
+    dtypes = [s.dtype for s in (weight, bias) if s is not None]
+    return Spec(x.shape, np.result_type(result_dtype("sqrt", [x]), *dtypes))
 
 
 CASES: tuple[tuple[Shape, int], ...] = (

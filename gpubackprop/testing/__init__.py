@@ -94,9 +94,9 @@ def check_operation(op: Operation, *, devices: Sequence[str | Backend] | None = 
     for sample in samples:
         check_shape_rule(op, sample)
         check_forward(op, sample)
+        check_rule(op, sample)
         check_precision(op, sample, np.float32)
         check_precision(op, sample, np.float16)
-        check_rule(op, sample)
         check_gradient(op, sample)
         check_second_order(op, sample)
         for backend in others:

@@ -106,7 +106,9 @@ class CheckpointFolder:
 
         serial = self._next_serial()
         name = f"state-{serial:08d}.safetensors"
-        data = save(checkpoint.tensors, metadata={"format": FORMAT})
+        # save takes the memory as it lies: an array in another order would be scrambled.
+        tensors = {k: np.asarray(v, order="C") for k, v in checkpoint.tensors.items()}
+        data = save(tensors, metadata={"format": FORMAT})
         manifest = dict(checkpoint.meta)
         manifest |= {
             "format": FORMAT,

@@ -4,7 +4,6 @@ a rule calls can be called on the tape."""
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import pytest
 import gpubackprop
 from gpubackprop.autograd import REGISTRY
 from gpubackprop.autograd.kernels import TapeKernels
-from gpubackprop.backends import Backend, kernel_names
+from gpubackprop.backends import kernel_names
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.base import Backend as Contract
+from gpubackprop.backends.cuda import CUDABackend
 from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.primitives import Primitives
 from gpubackprop.errors import GradientError
@@ -29,13 +29,7 @@ PRIMITIVES = {*ELEMENTWISE, *(n for n, f in vars(Primitives).items() if inspect.
 ARRAYS_ONLY = {"asarray", "to_numpy", "empty", "copyto"}
 
 
-def backend_classes() -> list[type[Backend]]:
-    classes = [NumPyBackend, StandInBackend]
-    try:
-        classes.append(importlib.import_module("gpubackprop.backends.cuda").CUDABackend)
-    except (ImportError, AttributeError):
-        pass
-    return classes
+CLASSES = [NumPyBackend, CUDABackend, StandInBackend]
 
 
 def parameters(function) -> list[inspect.Parameter]:
@@ -58,7 +52,7 @@ def incompatible(kernel: str, override) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("cls", backend_classes())
+@pytest.mark.parametrize("cls", CLASSES)
 def test_signatures_are_those_of_the_contract(cls):
     wrong = []
     for kernel in kernel_names():
@@ -73,7 +67,7 @@ def test_signatures_are_those_of_the_contract(cls):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("cls", backend_classes())
+@pytest.mark.parametrize("cls", CLASSES)
 def test_every_primitive_is_supplied(cls):
     inherited = [
         n for n in PRIMITIVES - set(ELEMENTWISE) if getattr(cls, n) is vars(Primitives).get(n)
@@ -85,7 +79,8 @@ def test_every_primitive_is_supplied(cls):
 @pytest.mark.parametrize("kernel", sorted(ELEMENTWISE))
 def test_elementwise_kernels_have_their_arity_and_out(backend, kernel):
     n = 1 if ELEMENTWISE[kernel] == "Unary" else 2
-    arguments = [backend.asarray(np.full((3,), 0.5)) for _ in range(n)]
+    value = 1.5 if kernel == "arccosh" else 0.5
+    arguments = [backend.asarray(np.full((3,), value)) for _ in range(n)]
     function = getattr(backend, kernel)
     result = function(*arguments)
     assert result.shape == (3,)

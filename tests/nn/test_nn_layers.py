@@ -76,6 +76,7 @@ def test_dropout_drops_in_training_only_and_owns_its_sequence():
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
     assert (y == 0).mean() == pytest.approx(0.25, abs=0.02)
     assert (layer(data).numpy() != y).any() and (other(data).numpy() != y).any()
+    assert layer.generator is not other.generator is not source
     assert layer.eval()(data) is data
     np.testing.assert_array_equal(
         nn.Dropout(0.25, generator=Generator(5))(data).numpy(), y

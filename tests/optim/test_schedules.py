@@ -47,6 +47,7 @@ def test_values():
         [0, 0.25, 0.5, 0.75, 1]
     )
     assert LinearWarmup(0, Cosine(4))(2) == Cosine(4)(2)
+    assert LinearWarmup(3, Cosine(4))(5) == Cosine(4)(2)  # its steps begin after the warm-up
     one = OneCycle(11, pct_start=4 / 11, div_factor=10, final_div_factor=100)
     assert [one(s) for s in (0, 3, 10, 50)] == pytest.approx([0.1, 1.0, 0.001, 0.001])
 

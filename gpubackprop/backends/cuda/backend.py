@@ -76,7 +76,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
         self._gpu.synchronize()
 
     def owns(self, x: Array) -> bool:
-        return isinstance(x, self.array_type) and x.device.id == self.index
+        return self._is_array(x) and x.device.id == self.index
 
     # Making and moving.
     def asarray(self, data: Any, dtype: DType = None) -> Array:
@@ -88,7 +88,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
         return self.xp.asnumpy(x)
 
     # Random bits.
-    def random_bits(self, seed: int, stream: int, offset: int | Array, n: int) -> Array:
+    def random_bits(self, seed: int, stream: int, offset: Any, n: int) -> Array:
         out = self.empty((n,), np.uint32)
         if n:
             self.kernels.launch(
@@ -96,9 +96,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
             )
         return out
 
-    def bernoulli(
-        self, shape: Shape, p: float, seed: int, stream: int, offset: int | Array
-    ) -> Array:
+    def bernoulli(self, shape: Shape, p: float, seed: int, stream: int, offset: Any) -> Array:
         out = self.empty(shape, np.bool_)
         if p >= 1.0:
             out.fill(True)
@@ -110,7 +108,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
             )
         return out
 
-    def uniform(self, shape: Shape, seed: int, stream: int, offset: int | Array) -> Array:
+    def uniform(self, shape: Shape, seed: int, stream: int, offset: Any) -> Array:
         out = self.empty(shape, np.float32)
         if out.size:
             place = self._place(seed, stream, offset)
@@ -118,11 +116,11 @@ class CUDABackend(FusedKernels, FusedUpdates):
         return out
 
     def dropout(
-        self, x: Array, p: float, seed: int, stream: int, offset: int | Array
+        self, x: Array, p: float, seed: int, stream: int, offset: Any
     ) -> tuple[Array, Array]:
         element = self._element(x)
         if element is None or p <= 0.0:
-            return super().dropout(x, p, seed, stream, offset)  # type: ignore[arg-type]
+            return super().dropout(x, p, seed, stream, offset)
         x = self._packed(x)
         y, keep = self.empty(x.shape, x.dtype), self.empty(x.shape, np.bool_)
         if x.size:
@@ -146,17 +144,17 @@ class CUDABackend(FusedKernels, FusedUpdates):
     def _words(self, n: int) -> geometry.Launch:
         return geometry.over(-(-n // WORDS_PER_BLOCK))
 
-    def _place(self, seed: int, stream: int, offset: int | Array) -> tuple[Any, ...]:
+    def _place(self, seed: int, stream: int, offset: Any) -> tuple[Any, ...]:
         """The last arguments of the kernels that draw. An offset on the device (uint64) survives
         the capture into a graph."""
         seed = check_seed(seed)
-        if isinstance(offset, self.array_type):
+        if self._is_array(offset):
             return seed, stream, offset, 0
         return seed, stream, None, int(offset) & _OFFSET
 
     # Functions that CuPy lacks.
     def erf(self, x: Array, out: Array | None = None) -> Array:
-        if x.dtype.kind != "f":
+        if self._element(x) is None:
             x = self.astype(x, np.float64)
         result = self._activate("Erf", x)
         return result if out is None else self._fill(out, result)
@@ -164,7 +162,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
     # Indexing.
     def getitem(self, x: Array, key: Any) -> Array:
         axis = sole_index_axis(key)
-        if axis is None:
+        if axis is None or axis >= x.ndim:
             return x[key]
         return self.take(x, key[axis] if isinstance(key, tuple) else key, axis)
 
@@ -178,6 +176,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
 
     def take(self, x: Array, indices: Array, axis: int = 0) -> Array:
         (axis,) = normalize_axes(axis, x.ndim)
+        indices = self._indices(indices)
         self._check_not_empty("take", x, indices, axis)
         element = self._element(x)
         if element is None:
@@ -185,7 +184,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
         outer, tail = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
         out = self.empty(x.shape[:axis] + indices.shape + x.shape[axis + 1 :], x.dtype)
         if out.size:
-            x, indices = self._packed(x), self._indices(indices)
+            x = self._packed(x)
             template = (element, sources.INDICES[indices.dtype.name])
             sizes = (outer, x.shape[axis], indices.size, tail)
             self.kernels.launch("take", template, geometry.over(out.size), x, indices, out, *sizes)
@@ -193,6 +192,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
 
     def take_along_axis(self, x: Array, indices: Array, axis: int) -> Array:
         (axis,) = normalize_axes(axis, x.ndim)
+        indices = self._indices(indices)
         self._check_not_empty("take_along_axis", x, indices, axis)
         element = self._element(x)
         if element is None:
@@ -202,7 +202,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
         out = self.empty(lead + (indices.shape[axis],) + trail, x.dtype)
         if out.size:
             x = self._packed(self.broadcast_to(x, lead + (x.shape[axis],) + trail))
-            indices = self._indices(self.broadcast_to(indices, out.shape))
+            indices = self._packed(self.broadcast_to(indices, out.shape))
             template = (element, sources.INDICES[indices.dtype.name])
             sizes = (math.prod(lead), x.shape[axis], indices.shape[axis], math.prod(trail))
             self.kernels.launch(
@@ -213,10 +213,10 @@ class CUDABackend(FusedKernels, FusedUpdates):
     def scatter_take(self, dy: Array, indices: Array, axis: int, size: int) -> Array:
         (axis,) = normalize_axes(axis, dy.ndim - indices.ndim + 1)
         lead, trail = dy.shape[:axis], dy.shape[axis + indices.ndim :]
+        indices = self._indices(indices)
         count = indices.size
         keys = self.empty((count,), np.int64)
         if count:
-            indices = self._indices(indices)
             template = (sources.INDICES[indices.dtype.name],)
             self.kernels.launch(
                 "take_keys", template, geometry.over(count), indices, keys, size, count
@@ -227,7 +227,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
         (axis,) = normalize_axes(axis, dy.ndim)
         lead, trail = dy.shape[:axis], dy.shape[axis + 1 :]
         shape = lead + (size,) + trail
-        indices = self._indices(self.broadcast_to(indices, dy.shape))
+        indices = self._packed(self.broadcast_to(self._indices(indices), dy.shape))
         keys = self.empty((dy.size,), np.int64)
         if dy.size:
             template = (sources.INDICES[indices.dtype.name],)
@@ -263,7 +263,9 @@ class CUDABackend(FusedKernels, FusedUpdates):
         return out
 
     def _indices(self, indices: Array) -> Array:
-        """Indices as the kernels read them: packed, int32 or int64."""
+        """Indices as the kernels read them: on the device, packed, int32 or int64."""
+        if not self._is_array(indices):
+            indices = self.asarray(indices)
         if indices.dtype.kind not in "iu":
             raise TypeError(f"indices must be integers, not {indices.dtype}")
         if indices.dtype.name not in sources.INDICES:
@@ -277,14 +279,12 @@ class CUDABackend(FusedKernels, FusedUpdates):
 
     # Products.
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        # One product of two matrices: CuPy copies the operands of batched ones that are transposed.
-        y = (
-            self.matmul(x.reshape(-1, x.shape[-1]), weight.T)
-            if x.ndim > 2
-            else self.matmul(x, weight.T)
-        )
-        if x.ndim > 2:
-            y = y.reshape(*x.shape[:-1], weight.shape[0])
+        lead = x.shape[:-1]
+        if len(lead) > 1:  # as one product of two matrices: CuPy copies transposed batched operands
+            x = x.reshape(math.prod(lead), x.shape[-1])
+        y = self.matmul(x, weight.T)
+        if len(lead) > 1:
+            y = y.reshape(*lead, weight.shape[0])
         if bias is None:
             return y
         return self.add(y, bias, out=y) if bias.dtype == y.dtype else self.add(y, bias)

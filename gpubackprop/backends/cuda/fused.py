@@ -6,43 +6,18 @@ dtype, another axis).
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.cuda import geometry, sources
-from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.cuda.arrays import DeviceArrays, cpp_float
 from gpubackprop.backends.primitives import Array
 
 
-@functools.cache
-def cpp_float(dtype: np.dtype) -> str | None:
-    """The C++ type of a float dtype that the kernels know."""
-    return sources.FLOATS.get(dtype.name)
-
-
-class FusedKernels(ArrayBackend):
+class FusedKernels(DeviceArrays):
     """Activations, softmax, cross-entropy, layer norm and dropout's derivative."""
-
-    kernels: Kernels
-
-    # What the kernels need of their arguments.
-    def _element(self, x: Array, *others: Array | None) -> str | None:
-        """The C++ type of the elements where all arrays have one that the kernels know, else
-        None."""
-        if not isinstance(x, self.array_type):
-            return None
-        same = all(
-            o is None or (isinstance(o, self.array_type) and o.dtype == x.dtype) for o in others
-        )
-        return cpp_float(x.dtype) if same else None
-
-    def _packed(self, x: Array) -> Array:
-        """`x` without gaps, in C order."""
-        return self.xp.ascontiguousarray(x).reshape(x.shape)
 
     def _last_axis(self, x: Array, axis: int) -> bool:
         return x.ndim > 0 and x.size > 0 and axis in (-1, x.ndim - 1)
@@ -262,14 +237,14 @@ class FusedKernels(ArrayBackend):
         dx = self.empty(x.shape, x.dtype)
         team, shape = geometry.over_rows(rows, cols)
         template = (element, team)
-        arrays = (dy, x, weight, mean, rstd, dx)
-        self.kernels.launch("layer_norm_backward", template, shape, *arrays, rows, cols)
+        given = (dy, x, weight, mean, rstd)
+        self.kernels.launch("layer_norm_backward", template, shape, *given, dx, rows, cols)
         # The weight's: sums over spans of rows, then the sum of those.
         span = geometry.row_span(rows)
         wide = np.float64 if element == "double" else np.float32
         part = self.empty((-(-rows // span), cols), wide)
-        arrays = (dy, x, mean, rstd, part)
         shape = geometry.over(part.size)
+        arrays = (dy, x, mean, rstd, part)
         self.kernels.launch("layer_norm_weight", (element,), shape, *arrays, rows, cols, span)
         dweight = self.empty(x.shape[x.ndim - axes :], x.dtype)
         shape = geometry.over(cols)

@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.cuda import geometry, sources
-from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.cuda.arrays import DeviceArrays
 from gpubackprop.backends.primitives import Array
 from gpubackprop.backends.updates import Scalar
 
 
-class FusedUpdates(ArrayBackend):
+class FusedUpdates(DeviceArrays):
     """The ``*_update`` kernels of the contract."""
-
-    kernels: Kernels
 
     def sgd_update(
         self,
@@ -148,11 +145,11 @@ class FusedUpdates(ArrayBackend):
         options = (beta1, beta2, eps, weight_decay, decoupled)
         self._update("adam", arrays, *self._given(lr), *self._given(step), *options)
 
-    def _update(self, kernel: str, arrays: tuple[Array | None, ...], *options: Any) -> None:
+    def _update(self, kernel: str, arrays: tuple[Any, ...], *options: Any) -> None:
         param = arrays[0]
-        if param.size:  # type: ignore[union-attr]
-            template = (sources.FLOATS[param.dtype.name],)  # type: ignore[union-attr]
-            size = param.size  # type: ignore[union-attr]
+        if param.size:
+            template = (sources.FLOATS[param.dtype.name],)
+            size = param.size
             self.kernels.launch(kernel, template, geometry.over(size), *arrays, size, *options)
 
     def _flat(self, param: Array, *others: Array | None) -> bool:
@@ -166,8 +163,8 @@ class FusedUpdates(ArrayBackend):
             for a in arrays
         )
 
-    def _given(self, value: Scalar) -> tuple[Array | None, float]:
+    def _given(self, value: Any) -> tuple[Array | None, float]:
         """A number as the kernels take it: its place on the device, or None and its value."""
-        if isinstance(value, self.array_type) and value.dtype == np.float64 and value.size == 1:
+        if self._is_array(value) and value.dtype == np.float64 and value.size == 1:
             return value, 0.0
         return None, float(value)

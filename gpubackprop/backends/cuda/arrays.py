@@ -1,0 +1,42 @@
+"""What the parts of the CUDA backend share: the arrays that its kernels take."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.cuda import sources
+from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.primitives import Array
+
+
+@functools.cache
+def cpp_float(dtype: np.dtype) -> str | None:
+    """The C++ type of a float dtype that the kernels know."""
+    return sources.FLOATS.get(dtype.name)
+
+
+class DeviceArrays(ArrayBackend):
+    """Primitives over CuPy, and the kernels of the ``.cu`` files."""
+
+    kernels: Kernels
+
+    def _is_array(self, x: Any) -> bool:
+        return isinstance(x, self.array_type)
+
+    def _element(self, x: Array, *others: Array | None) -> str | None:
+        """The C++ type of the elements where all arrays have one that the kernels know, else
+        None."""
+        if not self._is_array(x):
+            return None
+        for other in others:
+            if other is not None and not (self._is_array(other) and other.dtype == x.dtype):
+                return None
+        return cpp_float(x.dtype)
+
+    def _packed(self, x: Array) -> Array:
+        """`x` without gaps, in C order."""
+        return x if x.flags.c_contiguous else self.xp.ascontiguousarray(x)

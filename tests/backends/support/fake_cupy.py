@@ -1,0 +1,226 @@
+"""A stand-in for CuPy on a machine without a GPU, so that the CUDA backend's own code runs in CI.
+
+Arrays hide their values: nothing but ``asnumpy`` brings them back, and they do not mix with host
+arrays or with arrays of another device. The namespace has the functions that the backend may use,
+with CuPy's restrictions, and no ``random``, ``linalg`` or ``fft``, whose libraries the lean
+installation lacks. ``RawModule`` runs the real ``.cu`` sources through ``shim.h``.
+
+What it cannot show is how CuPy's own functions behave on a GPU; NumPy answers in their place.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.primitives import Primitives
+from tests.backends.support import shim
+
+_FUNCTIONS = {
+    *Primitives.__annotations__,
+    *("all", "any", "argmax", "argmin", "argsort", "broadcast_to", "clip", "cumsum"),
+    *("einsum", "empty", "flip", "full", "matmul", "ones", "prod", "sum", "take_along_axis"),
+    *("where", "zeros", "arange", "ascontiguousarray", "concatenate", "take"),
+}
+_METHODS = {"astype", "copy", "fill", "max", "min", "reshape", "sum", "transpose"}
+
+
+class ndarray:  # noqa: N801 - CuPy's name
+    """An array on a device."""
+
+    __slots__ = ("__weakref__", "device", "on_host")
+    __array_ufunc__ = None  # a NumPy function refuses it
+
+    def __init__(self, values: np.ndarray, device: Device) -> None:
+        self.on_host = values
+        self.device = device
+
+    shape = property(lambda self: self.on_host.shape)
+    ndim = property(lambda self: self.on_host.ndim)
+    size = property(lambda self: self.on_host.size)
+    dtype = property(lambda self: self.on_host.dtype)
+    flags = property(lambda self: self.on_host.flags)
+    T = property(lambda self: self.device.wrap(self.on_host.T))
+    __cuda_array_interface__ = property(lambda self: {"shape": self.shape})
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _METHODS:
+            raise AttributeError(f"the fake cupy.ndarray has no {name}")
+        return lambda *a, **k: self.device.call(getattr(np.ndarray, name), self, *a, **k)
+
+    def __getitem__(self, key: Any) -> ndarray:
+        return self.device.call(lambda x, *k: x[_key(k)], self, *_entries(key))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        entries = _entries(key)
+        masked = any(getattr(k, "dtype", None) == np.bool_ for k in entries)
+        if masked and getattr(value, "size", 1) != 1:
+            raise NotImplementedError("a mask is assigned one value")
+        self.device.check(value)
+
+        def store(x: np.ndarray, v: Any, *k: Any) -> None:
+            x[_key(k)] = v
+
+        self.device.call(store, self, value, *entries)
+
+    def __len__(self) -> int:
+        return len(self.on_host)
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("implicit conversion of a device array: the host would wait for the device")
+
+    __array__ = __bool__ = __float__ = __int__ = __index__ = __iter__ = item = tolist = _refuse
+
+    def _operator(self, *_: Any) -> Any:
+        raise TypeError("the backend computes by kernels, not by operators")
+
+    __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __truediv__ = _operator
+    __eq__ = __ne__ = __lt__ = __gt__ = __neg__ = __pow__ = __matmul__ = _operator  # type: ignore
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{self.dtype}{list(self.shape)} on fake device {self.device.id}>"
+
+
+def _entries(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _key(entries: tuple[Any, ...]) -> Any:
+    return entries if len(entries) != 1 else entries[0]
+
+
+class Device:
+    """A fake GPU, and the context that makes it the current one."""
+
+    def __init__(self, module: FakeCuPy, index: int) -> None:
+        if not 0 <= index < module.count:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.module, self.id = module, index
+        self._before: list[int] = []
+
+    def __enter__(self) -> Device:
+        self._before.append(self.module.current)
+        self.module.current = self.id
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.module.current = self._before.pop()
+
+    def synchronize(self) -> None:
+        """Nothing is ever pending."""
+        self.module.synchronised += 1
+
+    def wrap(self, result: Any) -> Any:
+        """NumPy's results as arrays of this device; 0-d ones stay arrays, as in CuPy."""
+        if isinstance(result, (np.ndarray, np.generic)):
+            return ndarray(np.asarray(result), self)
+        return tuple(map(self.wrap, result)) if isinstance(result, tuple) else result
+
+    def check(self, value: Any) -> None:
+        """Refuse arrays of the host or of another device, and work outside the current device."""
+        if isinstance(value, (tuple, list)):
+            for v in value:
+                self.check(v)
+        elif isinstance(value, np.ndarray):
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        elif isinstance(value, ndarray) and value.device.id != self.id:
+            raise ValueError(f"array device must be the current one: {value.device.id}, {self.id}")
+
+    def call(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        """Run a NumPy function on the hidden values."""
+        current = self.module.device()
+        for value in (*arguments, *options.values()):
+            current.check(value)
+        out = options.get("out")
+        with np.errstate(all="ignore"):
+            result = function(
+                *map(_reveal, arguments), **{n: _reveal(v) for n, v in options.items()}
+            )
+        return out if out is not None else current.wrap(result)
+
+
+def _reveal(value: Any) -> Any:
+    if isinstance(value, ndarray):
+        return value.on_host
+    return type(value)(map(_reveal, value)) if isinstance(value, (tuple, list)) else value
+
+
+class FakeCuPy:
+    """The module.
+
+    Parameters
+    ----------
+    count : number of GPUs that the machine seems to have.
+
+    Attributes
+    ----------
+    transfers : arrays that were copied to the host.
+    synchronised : how often the host waited for a device.
+    """
+
+    __version__ = "14.2.0"
+    ndarray = ndarray
+
+    def __init__(self, count: int = 1) -> None:
+        self.count, self.current = count, 0
+        self.transfers = self.synchronised = 0
+        self._devices = [Device(self, i) for i in range(count)]
+        self.cuda = SimpleNamespace(
+            Device=lambda index: Device(self, index),
+            runtime=SimpleNamespace(
+                getDeviceCount=lambda: self.count, getDevice=lambda: self.current
+            ),
+        )
+
+    def device(self) -> Device:
+        """The current device."""
+        return self._devices[self.current]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _FUNCTIONS:
+            raise AttributeError(f"the fake CuPy has no {name}")
+        function = getattr(np, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            return self.device().call(function, *arguments, **options)
+
+        setattr(self, name, call)
+        return call
+
+    def take(self, x: ndarray, indices: Any, axis: int | None = None) -> ndarray:
+        """As CuPy does, indices out of range wrap around."""
+        return self.device().call(np.take, x, indices, axis=axis, mode="wrap")
+
+    def argsort(self, x: ndarray) -> ndarray:
+        """Stable, as CuPy's is."""
+        return self.device().call(np.argsort, x, kind="stable")
+
+    def asarray(self, data: Any, dtype: Any = None) -> ndarray:
+        """The way in for host data; an array of a device stays there."""
+        if isinstance(data, ndarray):
+            return data if dtype in (None, data.dtype) else data.astype(dtype)
+        return ndarray(np.array(data, dtype), self.device())
+
+    def asnumpy(self, x: ndarray) -> np.ndarray:
+        """The way out."""
+        self.device().check(x)
+        self.transfers += 1
+        return x.on_host.copy()
+
+    def RawModule(self, **options: Any) -> Any:  # noqa: N802 - CuPy's name
+        """Kernels that run on the CPU and check that their arrays are of the current device."""
+        module = shim.RawModule(**options)
+
+        def get_function(expression: str) -> Any:
+            function = module.get_function(expression)
+
+            def launch(grid: tuple[int], block: tuple[int], arguments: tuple) -> None:
+                self.device().check(arguments)
+                function(grid, block, arguments)
+
+            return launch
+
+        return SimpleNamespace(get_function=get_function)
