@@ -16,6 +16,7 @@ from gpubackprop import ops as ops
 from gpubackprop.autograd import Tensor, enable_grad, grad, no_grad, tensor
 from gpubackprop.ops import functions as _functions
 from gpubackprop.ops.functions import *  # noqa: F403
+from gpubackprop.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gpubackprop import data as data
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from gpubackprop.backends.random import Generator as Generator
     from gpubackprop.backends.random import manual_seed as manual_seed
 
-__version__ = "0.1.0"
 
 # Imported on first use, so that `import gpubackprop` stays quick.
 _MODULES = ("data", "nn", "optim", "testing", "training")

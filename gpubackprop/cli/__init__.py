@@ -15,9 +15,10 @@ import sys
 import traceback
 from typing import NamedTuple
 
-from gpubackprop import __version__, suggest
+from gpubackprop import suggest
 from gpubackprop.cli.parser import Parser, fail
 from gpubackprop.errors import ConfigError, GpubackpropError
+from gpubackprop.version import __version__
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

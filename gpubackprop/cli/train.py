@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gpubackprop import __version__, recipes
+from gpubackprop import recipes
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.cli import folders, pictures
@@ -30,6 +30,7 @@ from gpubackprop.recipes.updates import SCHEDULES
 from gpubackprop.training import EarlyStopping, FitResult, Interrupted, Trainer, evaluate, progress
 from gpubackprop.training.checkpoint import CheckpointFolder
 from gpubackprop.training.files import write_atomic
+from gpubackprop.version import __version__
 
 
 def add_arguments(parser: Parser) -> None:

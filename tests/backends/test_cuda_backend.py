@@ -433,3 +433,19 @@ def test_cupys_result_types_are_numpys(kernel):
 
 def test_every_kernel_of_the_contract_is_there():
     assert all(callable(getattr(BACKEND, name)) for name in kernel_names())
+
+
+def test_bfloat16_arrays_use_the_kernels(cuda, launched):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    x = random(6, 40).astype(bfloat16)
+    on_gpu, wide = cuda.asarray(x), x.astype(np.float32)
+    for found, expected in (
+        (cuda.softmax(on_gpu), Composites.softmax(NUMPY, wide)),
+        (cuda.gelu(on_gpu), Composites.gelu(NUMPY, wide)),
+        (cuda.erf(on_gpu), NUMPY.erf(wide)),
+        (cuda.take(on_gpu, cuda.asarray([5, 0])), wide[[5, 0]]),
+    ):
+        assert found.dtype == bfloat16
+        values = cuda.to_numpy(found).astype(np.float32)
+        np.testing.assert_allclose(values, expected, rtol=2.0**-7, atol=2.0**-7)
+    assert launched == ["softmax", "activation", "activation", "take"]

@@ -125,4 +125,4 @@ def test_instantiations_are_distinct_and_typed(element):
     assert len(everything) == len(set(everything)) > 40
     for expression in everything:
         typed = "T" in sources.signatures()[expression.partition("<")[0]].parameters
-        assert bool(re.search(rf"<{element}\b", expression)) == typed or element == "int"
+        assert bool(re.search(rf"<{element}\b", expression)) == typed

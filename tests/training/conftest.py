@@ -22,7 +22,12 @@ def small_trainer(**options: Any) -> Trainer:
     held_points, held_labels = two_moons(60, noise=0.1, seed=4)
     with using(Generator(11)):
         model = nn.Sequential(
-            nn.Linear(2, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)
+            nn.Linear(2, 16),
+            nn.Tanh(),
+            nn.Dropout(0.2),
+            nn.Linear(16, 8),
+            nn.ReLU(),
+            nn.Linear(8, 2),
         )
     optimizer = options.pop("optimizer", optim.Adam)(model.parameters(), lr=0.05)
     settings: dict[str, Any] = {

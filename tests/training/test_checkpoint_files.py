@@ -81,7 +81,7 @@ class Crash(BaseException):
 
 
 class Faults:
-    """Counts the steps of a writer (open, half a write, write, fsync, rename, remove) and fails at one."""
+    """Counts the steps of a writer (open, half a write, fsync, rename, remove); fails at one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> None:
         self.count, self.at, self.error = 0, at, error
@@ -176,7 +176,9 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(written, at):
 def test_a_full_disk_at_the_first_checkpoint(folder, monkeypatch):
     with folder.lock():
         Faults(monkeypatch, 2, OSError(errno.ENOSPC, "full"))
-        with pytest.raises(CheckpointError, match=r"^cannot write .*: no space left on the device$"):
+        with pytest.raises(
+            CheckpointError, match=r"^cannot write .*: no space left on the device$"
+        ):
             folder.write(checkpoint(1))
     assert not folder.exists()
 
@@ -273,7 +275,10 @@ def signed(manifest: dict) -> bytes:
     ("change", "words"),
     [
         (lambda m: m["tensors"].update(file="../../etc/passwd"), "names no file of tensors"),
-        (lambda m: m["tensors"].update(file="state-1.safetensors/../x"), "names no file of tensors"),
+        (
+            lambda m: m["tensors"].update(file="state-1.safetensors/../x"),
+            "names no file of tensors",
+        ),
         (lambda m: m["tensors"].update(file="/etc/passwd"), "names no file of tensors"),
         (lambda m: m["tensors"].update(file=7), "names no file of tensors"),
         (lambda m: m["tensors"].update(bytes="many"), "names no file of tensors"),

@@ -49,7 +49,9 @@ def test_forward():
     with pytest.raises(NonFiniteError) as caught:
         trainer(Logarithm(), BAD_AT_THE_END).fit(1)
     text = str(caught.value)
-    assert text.startswith("step 2 (epoch 1, batch 2): log in layer '2' (Logarithm) gave 1 NaN of 4")
+    assert text.startswith(
+        "step 2 (epoch 1, batch 2): log in layer '2' (Logarithm) gave 1 NaN of 4"
+    )
     assert "in the forward pass" in text and "\n" not in text
 
 
@@ -123,7 +125,9 @@ def test_a_gradient_that_adds_up_to_infinity():
 
     made = trainer(nn.Identity(), x)
     made.loss = cost
-    with pytest.raises(NonFiniteError, match=r"the derivative of linear in layer '0'.* weight gave"):
+    with pytest.raises(
+        NonFiniteError, match=r"the derivative of linear in layer '0'.* weight gave"
+    ):
         made.fit(1)
 
 
@@ -180,9 +184,10 @@ def test_dropout_draws_the_same_in_the_search():
     with pytest.raises(NonFiniteError, match=r"log in layer '1' \(Spot\) gave 1 infinite"):
         made.fit(5)
     assert made.run.step > 0  # by then the mask is not the first one
-    assert model.random_state() != nn.Sequential(
-        nn.Dropout(0.5, generator=gb.backends.random.Generator(1))
-    ).random_state()
+    assert (
+        model.random_state()
+        != nn.Sequential(nn.Dropout(0.5, generator=gb.backends.random.Generator(1))).random_state()
+    )
 
 
 class Spot(nn.Module):

@@ -80,7 +80,7 @@ class CUDABackend(FusedKernels, FusedUpdates):
 
     # Making and moving.
     def asarray(self, data: Any, dtype: DType = None) -> Array:
-        if not hasattr(data, "__cuda_array_interface__"):
+        if not self._is_array(data) and not hasattr(data, "__cuda_array_interface__"):
             data = np.asarray(data, dtype)
         return self.xp.asarray(data, dtype=dtype)
 
@@ -246,8 +246,8 @@ class CUDABackend(FusedKernels, FusedUpdates):
                 self._segment_sum(self.astype(dy, np.float64), keys, lead, size, trail), dy.dtype
             )
         out = self.empty(lead + (size,) + trail, dy.dtype)
-        if not out.size:
-            return out
+        if not out.size or not keys.size:
+            return self.zeros(out.shape, dy.dtype)
         # Sorting brings equal keys together and, being stable, keeps the order of the terms of each
         # sum.
         order = self.xp.argsort(keys)

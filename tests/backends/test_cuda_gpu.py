@@ -1,0 +1,189 @@
+"""What only a GPU can show: the kernels compiled by CuPy, large arrays, graphs, repeatability.
+
+Values of every kernel and operation are compared with the CPU's in test_composites.py and
+test_operations.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpubackprop import testing
+from gpubackprop.backends import get_backend, philox
+from gpubackprop.backends.composites import Composites
+from gpubackprop.backends.cuda import geometry
+from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.updates import Updates
+from tests.backends import test_composites as composites
+
+pytestmark = pytest.mark.gpu
+
+NUMPY = NumPyBackend()
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    return get_backend("cuda")
+
+
+def random(*shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def test_bits_are_those_of_the_cpu(cuda):
+    place = (2**63 + 5, 2**31 + 1, 2**64 - 1000)
+    bits = cuda.to_numpy(cuda.random_bits(*place, 3_000_001))
+    np.testing.assert_array_equal(bits, philox.random_bits(*place, 3_000_001))
+    x = random(1000, 513)
+    y, keep = cuda.dropout(cuda.asarray(x), 0.3, *place)
+    expected, mask = Composites.dropout(NUMPY, x, 0.3, *place)
+    np.testing.assert_array_equal(cuda.to_numpy(keep), mask)
+    np.testing.assert_array_equal(cuda.to_numpy(y), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("kernel", "used", "options"), composites.CALLS)
+def test_updates_equal_the_definitions_bit_for_bit(cuda, kernel, used, options, dtype):
+    arrays = composites.buffers(kernel, used, 100_003, dtype)
+    for step in (1, 2, 1000):
+        numbers = {**options, "lr": 0.01, "step": step}
+        definition = getattr(Updates, kernel).__get__(NUMPY)
+        expected = composites.updated(NUMPY, definition, arrays, **numbers)
+        found = composites.updated(cuda, getattr(cuda, kernel), arrays, **numbers)
+        for got, want in zip(found, expected, strict=True):
+            # CuPy flushes subnormal numbers to zero, in single precision only.
+            ordinary = np.abs(want) >= np.finfo(want.dtype).tiny
+            np.testing.assert_array_equal(got[ordinary], want[ordinary])
+
+
+@pytest.mark.parametrize("shape", [(3, 100_000), (70_001, 10), (1000, 257)])
+def test_rows_of_every_length(cuda, shape):
+    x, dy = random(*shape), random(*shape, seed=1)
+    target = np.random.default_rng(2).integers(0, shape[1], shape[0])
+    y = cuda.softmax(cuda.asarray(x))
+    close = testing.tolerance("float32", shape[1])
+    expected = Composites.softmax(NUMPY, x.astype(np.float64))
+    testing.require_close("softmax", cuda.to_numpy(y), expected.astype(np.float32), close)
+    loss, _ = cuda.softmax_cross_entropy(cuda.asarray(x), cuda.asarray(target))
+    wide, _ = Composites.softmax_cross_entropy(NUMPY, x.astype(np.float64), target)
+    testing.require_close("cross-entropy", cuda.to_numpy(loss), wide.astype(np.float32), close)
+    arrays = (x, random(shape[1], seed=3), random(shape[1], seed=4))
+    z, mean, rstd = cuda.layer_norm(*map(cuda.asarray, arrays), 1, 1e-5)
+    dx, dw = cuda.layer_norm_backward(
+        cuda.asarray(dy), *map(cuda.asarray, arrays[:2]), mean, rstd, 1
+    )
+    wide_z, *saved = Composites.layer_norm(NUMPY, *(a.astype(np.float64) for a in arrays), 1, 1e-5)
+    wide_dx, wide_dw = Composites.layer_norm_backward(
+        NUMPY, *(a.astype(np.float64) for a in (dy, *arrays[:2], *saved)), 1
+    )
+    found = [cuda.to_numpy(a) for a in (z, dx, dw)]
+    scale = np.sqrt(shape[0])
+    for name, got, want in zip(("y", "dx", "dw"), found, (wide_z, wide_dx, wide_dw), strict=True):
+        testing.require_close(name, got, want.astype(np.float32), close, scale)
+
+
+def test_sums_of_gradients_are_repeatable(cuda):
+    rng = np.random.default_rng(0)
+    indices = np.minimum(rng.geometric(0.01, 200_000) - 1, 4999)  # a few are named very often
+    dy = random(200_000, 24)
+    first = cuda.scatter_take(cuda.asarray(dy), cuda.asarray(indices), 0, 5000)
+    bits = cuda.to_numpy(first)
+    for _ in range(5):
+        again = cuda.scatter_take(cuda.asarray(dy), cuda.asarray(indices), 0, 5000)
+        np.testing.assert_array_equal(cuda.to_numpy(again), bits)
+    wide = NUMPY.scatter_take(dy.astype(np.float64), indices, 0, 5000)
+    np.testing.assert_allclose(bits, wide, rtol=1e-4, atol=1e-3)
+
+
+def test_coarse_kernels_can_be_captured(cuda):
+    """Capture fails at any call that waits for the device or allocates from the driver."""
+    x, target = cuda.asarray(random(64, 50)), cuda.asarray(np.arange(64) % 50)
+    one, weight = cuda.ones((64,), np.float32), cuda.ones((50,), np.float32)
+
+    def step():
+        hidden, keep = cuda.dropout(cuda.gelu(x), 0.5, 1, 2, 3)
+        z, mean, rstd = cuda.layer_norm(hidden, weight, None, 1, 1e-5)
+        _, logp = cuda.softmax_cross_entropy(z, target)
+        dz = cuda.softmax_cross_entropy_backward(one, logp, target)
+        dh, dw = cuda.layer_norm_backward(dz, hidden, weight, mean, rstd, 1)
+        dx = cuda.gelu_backward(cuda.dropout_backward(dh, keep, 0.5), x)
+        return cuda.take(dx, target), cuda.uniform((9,), 1, 2, 3), dw
+
+    stream = cuda.xp.cuda.Stream(non_blocking=True)
+    with stream:
+        kept = [step(), step()]  # compiles, and fills the stream's memory pool
+        del kept
+        stream.synchronize()
+        stream.begin_capture()
+        results = step()
+        graph = stream.end_capture()
+    graph.launch(stream)
+    stream.synchronize()
+    for got, want in zip(results, step(), strict=True):
+        np.testing.assert_array_equal(cuda.to_numpy(got), cuda.to_numpy(want))
+
+
+def test_a_captured_graph_replays_with_other_numbers(cuda):
+    cupy = cuda.xp
+    start = random(5000)
+    param, grad = cuda.asarray(start), cuda.asarray(random(5000, seed=1))
+    moments = [cuda.zeros((5000,), np.float32) for _ in range(2)]
+    lr, step = cuda.asarray(np.array(0.1)), cuda.asarray(np.array(1.0))
+    offset, bits = cuda.asarray(np.array(0, np.uint64)), cuda.empty((999,), np.uint32)
+    shape = geometry.over(250)
+
+    def work():
+        cuda.adam_update(param, grad, *moments, lr=lr, step=step)
+        cuda.kernels.launch("random_bits", (), shape, bits, 999, 7, 8, offset, 0)
+
+    work()  # compiles
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cuda.synchronize()
+    with stream:
+        stream.begin_capture()
+        work()
+        graph = stream.end_capture()
+    host = [start.copy(), cuda.to_numpy(grad), *(np.zeros(5000, np.float32) for _ in range(2))]
+    Updates.adam_update(NUMPY, *host, lr=0.1, step=1)
+    for count, rate in ((2, 0.05), (3, 0.001)):
+        for place, value in ((lr, rate), (step, count), (offset, count * 100)):
+            cuda.copyto(place, value)
+        cuda.synchronize()
+        graph.launch(stream)
+        cuda.synchronize()
+        Updates.adam_update(NUMPY, *host, lr=rate, step=count)
+        np.testing.assert_array_equal(cuda.to_numpy(param), host[0])
+        expected = philox.random_bits(7, 8, count * 100, 999)
+        np.testing.assert_array_equal(cuda.to_numpy(bits), expected)
+
+
+@pytest.mark.slow
+def test_more_elements_than_31_bits_can_count(cuda):
+    n = 2**31 + 1001
+    if cuda.xp.cuda.runtime.memGetInfo()[0] < 2 * n:
+        pytest.skip("too little free memory on the GPU")
+    keep = cuda.bernoulli((n,), 0.3, 1, 2, 3)
+    tail = cuda.to_numpy(keep[2**31 - 1000 :])
+    words = philox.random_bits(1, 2, 3 + (2**31 - 1000) // 4, 2001)
+    np.testing.assert_array_equal(tail, words < round(0.3 * 2**32))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(cuda, dtype):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    x = random(40, 70).astype(dtype)
+    on_gpu, wide = cuda.asarray(x), x.astype(np.float32)
+    unit = float(np.finfo(np.float16).eps) if np.dtype(dtype).kind == "f" else 2.0**-7
+    for found, expected in (
+        (cuda.softmax(on_gpu), Composites.softmax(NUMPY, wide)),
+        (cuda.gelu(on_gpu), Composites.gelu(NUMPY, wide)),
+        (
+            cuda.layer_norm(on_gpu, None, None, 1, 1e-5)[0],
+            Composites.layer_norm(NUMPY, wide, None, None, 1, 1e-5)[0],
+        ),
+    ):
+        assert found.dtype == np.dtype(dtype)
+        values = cuda.to_numpy(found).astype(np.float32)
+        np.testing.assert_allclose(values, expected, rtol=2 * unit, atol=unit)
