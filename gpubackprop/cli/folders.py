@@ -19,8 +19,8 @@ WRITTEN = frozenset({METRICS, RECIPE, RESULT, CURVE, BOUNDARY})
 """What a run writes beside its checkpoints."""
 
 
-def choose(out: str | None, recipe: str, resume: bool) -> tuple[Path, bool]:
-    """The folder of a run, and whether it holds one to resume.
+def choose(out: str | None, recipe: str, resume: bool) -> tuple[Path | None, bool]:
+    """The folder of a run, and whether it holds one to resume; None where :func:`fresh` makes one.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def choose(out: str | None, recipe: str, resume: bool) -> tuple[Path, bool]:
     """
     if out is None:
         if not resume:
-            return _fresh(recipe), False
+            return None, False
         newest = _newest(recipe)
         if newest is None:
             raise ConfigError(f"--resume: there is no run of {recipe!r} below {RUNS}; give --out")
@@ -72,7 +72,8 @@ def make(path: Path) -> None:
         raise ConfigError(f"cannot make the folder {path}: {os_reason(error)}") from None
 
 
-def _fresh(recipe: str) -> Path:
+def fresh(recipe: str) -> Path:
+    """Make a new folder below ``runs`` with the recipe's name, numbered where there are others."""
     number = 1
     while True:
         path = RUNS / (recipe if number == 1 else f"{recipe}-{number}")

@@ -151,7 +151,7 @@ def fit_inputs(run: Run, inputs: np.ndarray[Any, Any], source: str) -> np.ndarra
     shape = inputs.shape[1:]
     flat = len(run.input_shape) == 1 and inputs.ndim > 1
     if flat and math.prod(shape) == run.input_shape[0]:
-        inputs = inputs.reshape(len(inputs), -1)
+        inputs = inputs.reshape(len(inputs), math.prod(shape))
     if inputs.dtype.kind not in "biuf" or inputs.shape[1:] != run.input_shape:
         raise DataError(
             f"{source} holds samples of shape {list(shape)} ({inputs.dtype}), but the network in "

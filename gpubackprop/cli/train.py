@@ -65,16 +65,18 @@ def run(options: argparse.Namespace) -> int:
     overrides = _overrides(options)
     recipe = recipes.load(options.recipe, overrides)  # errors before any folder is made
     choice = choose(options.device)
-    out, resume = folders.choose(options.out, recipe.name, options.resume)
+    chosen, resume = folders.choose(options.out, recipe.name, options.resume)
     data_dir = options.data_dir
-    if resume:
-        info = _stored(out, recipe)
+    if resume and chosen is not None:
+        info = _stored(chosen, recipe)
         overrides = [*info["overrides"], *overrides]
         recipe = recipes.load(options.recipe, overrides)
         data_dir = data_dir or info.get("data_dir")
         _say_what_changes(recipe, info, choice.device)
     note(f"{recipe.name} on {choice.device} ({choice.reason})")
     job = recipes.build(recipe, device=choice.device, data_dir=data_dir)
+    # Only now, when nothing stands in the way any more.
+    out = folders.fresh(recipe.name) if chosen is None else chosen
     watched = "validation" if recipe.train.validation else "test"
     note(_description(job, out))
     trainer = make_trainer(
@@ -139,8 +141,10 @@ def make_trainer(job: Job, **options: Any) -> Trainer:
 
 def _find_recipe(options: argparse.Namespace) -> None:
     """``--set A=1 B=2 RECIPE`` takes the recipe for a setting; give it back."""
-    if options.recipe is None and options.set and "=" not in options.set[-1]:
-        options.recipe = options.set.pop()
+    others = [text for text in options.set if "=" not in text]
+    if options.recipe is None and len(others) == 1:
+        options.recipe = others[0]
+        options.set.remove(others[0])
     if options.recipe is None:
         raise ConfigError(
             f"name a recipe: {', '.join(recipes.names())}, or the path of a TOML file "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
@@ -20,6 +21,11 @@ MAX_BYTES = 1 << 18
 
 MAX_DEPTH = 16
 """The deepest key that ``--set`` may name."""
+
+MAX_PARTS = 32
+"""The most parts of a dotted key in a file: the parser's time grows with their square."""
+
+_KEY_PART = re.compile(r"[\w\-\"' \t]*")
 
 
 def names() -> list[str]:
@@ -92,6 +98,12 @@ def load(recipe: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recip
 
 
 def _parsed(toml: str, source: str) -> dict[str, Any]:
+    # What stands between two dots is part of a key only if it has no other punctuation.
+    parts = 0
+    for piece in toml.split(".")[1:-1]:
+        parts = parts + 1 if _KEY_PART.fullmatch(piece) else 0
+        if parts > MAX_PARTS:
+            raise ConfigError(f"{source}: it has a key of more than {MAX_PARTS} parts")
     try:
         return tomllib.loads(toml)
     except RecursionError:

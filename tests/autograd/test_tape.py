@@ -14,6 +14,7 @@ import gpubackprop as gb
 from gpubackprop.autograd import REGISTRY, STATE, Operation, Sample, Tensor, apply, tape
 from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
+from gpubackprop.testing import StandInBackend
 
 
 def leaf(values, dtype="float64"):
@@ -435,6 +436,24 @@ def test_second_derivatives_stay_on_their_device():
     (g,) = gb.grad((gb.nn.functional.softmax(y, 0) ** 3).sum(), y, create_graph=True)
     (h,) = gb.grad(g.sum(), y)
     assert g.device == h.device == "cpu:test"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [[0, 2, 0], np.array([1, 1]), (slice(None), [0, 3]), np.array([True, False, True]), (1, 2)],
+    ids=str,
+)
+def test_host_indices_reach_the_device_of_the_tensor(key):
+    values = np.arange(12.0).reshape(3, 4)
+    x = gb.tensor(values, device=StandInBackend(), requires_grad=True)
+    y = x[key]
+    np.testing.assert_array_equal(y.numpy(), values[key])
+    (g,) = gb.grad((y * y).sum(), x, create_graph=True)
+    expected = np.zeros_like(values)
+    np.add.at(expected, key, 2 * values[key])
+    np.testing.assert_array_equal(g.numpy(), expected)
+    (g * g).sum().backward()
+    assert x.grad.device == "stand-in"
 
 
 def test_a_tensor_of_a_tensor_stays_where_it_is():

@@ -130,8 +130,8 @@ def test_the_tape_has_every_primitive():
 )
 def test_rules_call_kernels_only(path):
     used = attributes_of("K", path.read_text())
-    helpers = {n for n, f in inspect.getmembers(Contract, inspect.isfunction)}
-    assert used <= {*kernel_names(), *helpers}, "not in the contract"
+    methods = {n for n, f in inspect.getmembers(Contract, inspect.isfunction)}
+    assert used <= {*kernel_names(), *methods}, "not in the contract"
     assert not used & ARRAYS_ONLY, "not on the tape, so that the rule has no second derivative"
 
 

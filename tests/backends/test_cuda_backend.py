@@ -186,6 +186,16 @@ def test_the_offset_may_be_an_array_of_the_device(cuda):
     np.testing.assert_array_equal(cuda.to_numpy(keep), NUMPY.bernoulli((5,), 0.5, 1, 2, 77))
 
 
+@pytest.mark.parametrize("p", [0.0, 2.0**-33, 2.0**-32, 0.3, 0.5, 1 - 2.0**-33, 1 - 2.0**-32])
+def test_the_threshold_of_a_draw_is_exact(cuda, monkeypatch, p):
+    seen = []
+    monkeypatch.setattr(cuda.kernels, "launch", lambda *arguments: seen.append(arguments))
+    cuda.bernoulli((5,), p, 1, 2, 3)
+    cuda.dropout(cuda.asarray(random(5)), 1 - p, 1, 2, 3)
+    exact = min(round(p * 2**32), 2**32 - 1)
+    assert seen[0][5] == exact and seen[1][7] == exact
+
+
 def test_a_wrong_seed_is_named(cuda):
     with pytest.raises(ValueError, match="seed -1"):
         cuda.random_bits(-1, 0, 0, 4)

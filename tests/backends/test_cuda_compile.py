@@ -48,7 +48,14 @@ def compile_file(file: str, element: str, architecture: int) -> dict[str, str]:
     try:
         for expression in expressions:
             NVRTC.addNameExpression(program, expression)
-        options = (*sources.OPTIONS, f"-arch=sm_{architecture}", "-ftz=true", f"-I{HEADERS}")
+        # All but our own are what CuPy adds.
+        options = (
+            *sources.OPTIONS,
+            f"-arch=sm_{architecture}",
+            "-ftz=true",
+            "--device-as-default-execution-space",
+            f"-I{HEADERS}",
+        )
         try:
             NVRTC.compileProgram(program, options)
         except NVRTC.NVRTCError:
@@ -73,7 +80,8 @@ def compile_file(file: str, element: str, architecture: int) -> dict[str, str]:
 @pytest.mark.parametrize("file", sources.FILES)
 def test_compiles_for_floats(file, architecture):
     compile_file(file, "float", architecture)
-    compile_file(file, "double", architecture)
+    if architecture in (ARCHITECTURES[0], ARCHITECTURES[-1]):
+        compile_file(file, "double", architecture)
 
 
 @needs_nvrtc

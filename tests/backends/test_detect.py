@@ -6,7 +6,6 @@ built as libcuda.so.1. Each case runs in a process of its own, because a driver 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
@@ -71,16 +70,13 @@ def package(folder: Path, source: str) -> None:
     (folder / "cupy" / "__init__.py").write_text(source)
 
 
-@functools.cache
-def stub_folder() -> str:
-    """Folder with the stand-in driver, built once."""
-    import tempfile
-
-    folder = tempfile.mkdtemp(prefix="stub-libcuda-")
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-o", f"{folder}/libcuda.so.1", str(STUB)], check=True
-    )
-    return folder
+@pytest.fixture(scope="session")
+def stub(tmp_path_factory) -> str:
+    """Folder with the stand-in driver."""
+    folder = tmp_path_factory.mktemp("driver")
+    command = ["gcc", "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(STUB)]
+    subprocess.run(command, check=True)
+    return str(folder)
 
 
 def test_importing_detect_imports_no_cupy(tmp_path):
@@ -110,8 +106,8 @@ def test_without_cupy():
 @pytest.mark.parametrize(
     ("driver", "extra"), [("12040", "cuda12"), ("13000", "cuda13"), ("14010", "cuda13")]
 )
-def test_without_cupy_the_driver_picks_the_extra(driver, extra):
-    code, cause, mend = ask(LD_LIBRARY_PATH=stub_folder(), STUB_DRIVER=driver)
+def test_without_cupy_the_driver_picks_the_extra(stub, driver, extra):
+    code, cause, mend = ask(LD_LIBRARY_PATH=stub, STUB_DRIVER=driver)
     assert (code, cause, mend) == (
         "no-cupy",
         "CuPy is not installed",
@@ -193,8 +189,8 @@ class TestDrivers:
         ],
         ids=lambda v: "-".join(v.values()) if isinstance(v, dict) else None,
     )
-    def test_that_fail(self, setting, code, said, mend):
-        answer = ask(LD_LIBRARY_PATH=stub_folder(), **setting)
+    def test_that_fail(self, stub, setting, code, said, mend):
+        answer = ask(LD_LIBRARY_PATH=stub, **setting)
         assert answer[0] == code
         assert said in answer[1] and mend in answer[2]
 

@@ -159,7 +159,7 @@ def test_a_wrong_key_or_value_is_named(file, change, words):
     [
         ("", "the table [data] is missing"),
         ('[data]\nname="digits"\n', "the table [model] is missing"),
-        ('[data]\nn=1\n[model]\n[loss]\n[optimizer]\n', "[data]: name is missing; allowed: digits"),
+        ("[data]\nn=1\n[model]\n[loss]\n[optimizer]\n", "[data]: name is missing; allowed: digits"),
     ],
 )
 def test_what_is_missing(tmp_path, lines, words):
@@ -302,7 +302,9 @@ SCALARS = st.one_of(
 )
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 PATHS = st.sampled_from(

@@ -1,9 +1,9 @@
 // Runs CUDA kernels on the CPU, so that the very same source that a GPU compiles can be tested without one.
 //
 // Blocks run one after another. The threads of a block are fibers of one operating-system thread: each runs until it waits at a
-// barrier, then the next one does. So a run is deterministic, a launch costs microseconds, and the order in which the fibers are
-// served can be reversed: a kernel that lacks a __syncthreads() gives another result then. A block whose threads wait for each
-// other in vain is reported instead of hanging.
+// barrier, then the next one does. So a run is deterministic and a launch costs microseconds. Each warp runs as far ahead of the
+// others as it can, and the order can be reversed: a kernel that lacks a __syncthreads() gives another result in one of the two
+// orders. A block whose threads wait for each other in vain is reported instead of hanging.
 //
 // What it does not show: timing, memory coalescing, the GPU's own exp and log, denormals flushed to zero.
 #define GPUBACKPROP_SHIM 1
@@ -85,6 +85,26 @@ inline void wait(Barrier& barrier) {
   for (unsigned long generation = barrier.generation; barrier.generation == generation;) yield();
 }
 
+// Serve a warp for as long as it gets anywhere, so that warps drift as far apart as the barriers let them. Returns how many of its
+// threads ended.
+inline unsigned run_warp(unsigned warp, bool reversed) {
+  unsigned first = warp * kWarp, lanes = warps[warp].members, ended = 0;
+  for (bool moved = true; moved;) {
+    unsigned long before = warps[warp].generation + block_barrier.generation;
+    unsigned finished = 0;
+    for (unsigned k = 0; k < lanes; ++k) {
+      current = first + (reversed ? lanes - 1 - k : k);
+      if (fibers[current].done) continue;
+      threadIdx = {current, 0, 0};
+      resume();
+      finished += fibers[current].done;
+    }
+    ended += finished;
+    moved = finished || warps[warp].generation + block_barrier.generation != before;
+  }
+  return ended;
+}
+
 // 0, or 1 when the block's threads wait for each other for ever.
 inline int run_block(unsigned threads, bool reversed) {
   block_barrier = Barrier{threads};
@@ -101,21 +121,12 @@ inline int run_block(unsigned threads, bool reversed) {
     makecontext(&fiber.context, run_fiber, 0);
     fiber.started = fiber.done = false;
   }
+  unsigned count = (unsigned)warps.size();
   for (unsigned left = threads; left;) {
-    unsigned long before = block_barrier.generation;
-    for (const Barrier& w : warps) before += w.generation;
-    unsigned finished = 0;
-    for (unsigned k = 0; k < threads; ++k) {
-      current = reversed ? threads - 1 - k : k;
-      if (fibers[current].done) continue;
-      threadIdx = {current, 0, 0};
-      resume();
-      finished += fibers[current].done;
-    }
-    unsigned long after = block_barrier.generation;
-    for (const Barrier& w : warps) after += w.generation;
-    left -= finished;
-    if (left && !finished && after == before) return 1;
+    unsigned before = left;
+    unsigned long generation = block_barrier.generation;
+    for (unsigned k = 0; k < count; ++k) left -= run_warp(reversed ? count - 1 - k : k, reversed);
+    if (left == before && block_barrier.generation == generation) return 1;
   }
   return 0;
 }
