@@ -1,4 +1,4 @@
-"""A network without the network library: two matrices, two biases, and gradient descent on real digits.
+"""A network without the network library: two matrices, two biases, gradient descent on digits.
 
     python examples/by_hand.py [--device cuda]
 

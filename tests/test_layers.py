@@ -32,7 +32,9 @@ LAYERS = {
     "recipes": 7,
     "cli": 7,
 }
-ANYWHERE = re.compile(r"errors|suggest|version|typing\w*")  # modules that import nothing of the package
+ANYWHERE = re.compile(
+    r"errors|suggest|version|typing\w*"
+)  # modules that import nothing of the package
 FACES = {"", "testing", "__main__"}  # what a user imports; they sit on top of everything
 TOP = 8
 

@@ -49,7 +49,7 @@ ALL_INPUTS = ("inputs",)
 """Value of ``Operation.saves`` for an operation of any number of inputs whose rule reads all of
 them."""
 
-Samples = Callable[[np.random.Generator], Iterable[Sample]]
+Samples = Callable[["np.random.Generator"], Iterable[Sample]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,9 @@ from gpubackprop.backends.numpy_fused import FusedKernels, add_over, max_over, m
 from gpubackprop.backends.primitives import Array, Axis
 from gpubackprop.backends.updates import Updates
 
-# Optimizer updates run over slices of this many elements: eight float32 temporaries of 64 KiB each
+# Optimizer updates run over slices of this many elements: eight float32 arrays of 128 KiB each
 # stay in a core's L2 cache.
-UPDATE_BLOCK = 16384
+UPDATE_BLOCK = 32768
 
 
 # From this many elements on, choosing between an array and 0 by bits is faster than np.where.

@@ -37,7 +37,7 @@ def test_the_first_epoch_of_the_textbook_network(run, mnist_folder):
 def test_an_epoch_of_the_larger_network(run, mnist_folder):
     found = train(run, mnist_folder.parent, "mnist-mlp", "--epochs", "1")
     assert found["steps"] == 469
-    assert found["test_accuracy"] > 0.96
+    assert found["test_accuracy"] > 0.945
 
 
 @pytest.mark.slow

@@ -131,7 +131,9 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("module", "function"), ACTIVATIONS, ids=[repr(m)[:24] for m, _ in ACTIVATIONS])
+@pytest.mark.parametrize(
+    ("module", "function"), ACTIVATIONS, ids=[repr(m)[:24] for m, _ in ACTIVATIONS]
+)
 def test_activations_are_their_functions(module, function):
     data = x(4, 5)
     np.testing.assert_array_equal(module(data).numpy(), function(data).numpy())
