@@ -53,5 +53,7 @@ def check(words: list[str]) -> None:
     options = [word.partition("=")[0] for word in words[2:] if word.startswith("-")]
     for option in options:
         assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_text), (option, words)
-    if words[1] in ("train", "compare") and words[2:] and not words[2].startswith("-"):
+    if words[1] in ("train", "compare") and words[2:] and words[2].endswith(".toml"):
+        assert (PROJECT / words[2]).is_file(), words
+    elif words[1] in ("train", "compare") and words[2:] and not words[2].startswith("-"):
         assert re.search(rf"(?<![\w-]){re.escape(words[2])}(?![\w-])", said_by("recipes")), words

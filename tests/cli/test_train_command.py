@@ -389,3 +389,17 @@ def read_step(folder) -> int:
         return json.loads((folder / "checkpoint.json").read_text())["progress"]["step"]
     except FileNotFoundError:
         return -1
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_resumed_run_has_the_same_bits(run, here):
+    settings = ("--device", "cuda", "--set", "schedule.name=constant")
+    found = json.loads(run("train", "digits-mlp", *settings, "--epochs", "6", "--out", "whole",
+                           "--json").out)  # fmt: skip
+    assert found["device"] == "cuda:0" and found["test_accuracy"] >= 0.95
+    run("train", "digits-mlp", *settings, "--epochs", "2", "--out", "part")
+    again = run(
+        "train", "digits-mlp", "--device", "cuda", "--epochs", "6", "--out", "part", "--resume"
+    )
+    assert again.status == 0
+    assert tensors(here / "part") == tensors(here / "whole")
