@@ -109,6 +109,14 @@ def _data_folder() -> Path:
     return Path(os.environ.get("GPUBACKPROP_DATA") or PROJECT.parent / "shared" / "data")
 
 
+@pytest.fixture(autouse=True)
+def _same_weights_every_time() -> None:
+    """Modules draw their weights from the default generator, which the system would seed."""
+    from gpubackprop.backends.random import manual_seed
+
+    manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data: GPUBACKPROP_DATA, or ../shared/data beside the project."""

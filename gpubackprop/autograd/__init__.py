@@ -3,8 +3,9 @@
 from gpubackprop.autograd import kernels as _kernels  # noqa: F401 - completes the tape
 from gpubackprop.autograd.gradcheck import GradientReport, gradcheck, gradgradcheck
 from gpubackprop.autograd.operation import ALL_INPUTS, REGISTRY, Operation, Sample, Spec
+from gpubackprop.autograd.recording import enable_grad, no_grad
 from gpubackprop.autograd.tape import STATE, Node, Observer, apply
-from gpubackprop.autograd.tensor import Tensor, enable_grad, grad, no_grad, tensor
+from gpubackprop.autograd.tensor import Tensor, grad, tensor
 
 __all__ = [
     "ALL_INPUTS",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpubackprop.autograd import tape
 from gpubackprop.autograd.tape import NUMBERS, STATE, Node
-from gpubackprop.errors import GradientError, ShapeError
+from gpubackprop.errors import DTypeError, GradientError, ShapeError
 
 if TYPE_CHECKING:
     from gpubackprop.autograd.tensor import Tensor
@@ -123,11 +123,35 @@ def run_backward(
                         f"for an input of shape {shape}"
                     )
                 g = kernels.sum_to(g, shape)
-            dtype = edge.specs[index][1] if type(edge) is Node else edge.array.dtype
+            if type(edge) is Node:
+                dtype = edge.specs[index][1]
+            else:
+                dtype = edge.array.dtype
+                if edge.changed_at > node.number:
+                    _refuse_changed(node, saved, edge)
             if g.dtype != dtype:
+                if dtype.kind in "iub":
+                    raise DTypeError(
+                        f"{op.name}: a leaf of dtype {dtype} requires a gradient, but {dtype} has "
+                        "no derivatives; use a float dtype"
+                    )
                 g = kernels.astype(g, dtype)
             send(edge, index, g)
     return [] if targets is None else [found.get(_slot(t)) for t in targets]
+
+
+def _refuse_changed(node: Node, saved: Sequence[Any], leaf: Tensor) -> None:
+    """Raise if a rule has read a leaf's values that were overwritten after the call recorded them.
+
+    The very array tells: one that was copied elsewhere in between, as into an arena, is intact.
+    """
+    arrays = [value.array if isinstance(value, tape.TENSOR) else value for value in saved]
+    if any(array is leaf.array for array in arrays):
+        raise GradientError(
+            f"{node.op.name}: an input of shape {leaf.shape} was changed in place (by an "
+            "optimizer's step, copy_ or the like) after this result was computed from it, so its "
+            "derivative is lost; call backward() before the change, or compute the result again"
+        )
 
 
 def _slot(t: Tensor) -> tuple[int, int]:

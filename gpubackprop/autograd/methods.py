@@ -12,7 +12,7 @@ from gpubackprop.autograd.operation import REGISTRY
 from gpubackprop.autograd.tape import NUMBERS, apply
 from gpubackprop.backends import Array, Axis, Backend, Shape
 from gpubackprop.backends.composites import normalize_axes
-from gpubackprop.errors import DeviceError, DTypeError, ShapeError
+from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 
 if TYPE_CHECKING:
     from gpubackprop.autograd.tensor import Tensor
@@ -28,6 +28,7 @@ class ArrayMethods:
 
     array: Array
     backend: Backend
+    lasting = False  # whether += and the like write the array even where no gradient is wanted
 
     # Operators.
     def __add__(self, other: Operand) -> Tensor:
@@ -59,6 +60,18 @@ class ArrayMethods:
 
     def __rpow__(self, other: Operand) -> Tensor:
         return apply(REGISTRY["power"], other, self)
+
+    def __iadd__(self, other: Operand) -> Tensor:
+        return _assigned("+=", "add", self, other)
+
+    def __isub__(self, other: Operand) -> Tensor:
+        return _assigned("-=", "subtract", self, other)
+
+    def __imul__(self, other: Operand) -> Tensor:
+        return _assigned("*=", "multiply", self, other)
+
+    def __itruediv__(self, other: Operand) -> Tensor:
+        return _assigned("/=", "divide", self, other)
 
     def __matmul__(self, other: Operand) -> Tensor:
         return apply(REGISTRY["matmul"], self, other)
@@ -311,6 +324,24 @@ class ArrayMethods:
         if op is None or op.inputs[:1] != ("x",):
             raise AttributeError(f"Tensor has no attribute {name!r}")
         return lambda *args, **params: apply(op, self, *args, **params)
+
+
+def _assigned(symbol: str, name: str, x: Any, other: Operand) -> Any:
+    """``x += other`` and the like. Leaves that are learned, and parameters, are written in place;
+    any other name is bound to a new tensor, so that nothing computed before is touched."""
+    result = apply(REGISTRY[name], x, other)
+    if x.node is not None or not (x.requires_grad or x.lasting):
+        return result
+    if result.node is not None:
+        raise GradientError(
+            f"{symbol}: a leaf that requires a gradient cannot be changed while operations are "
+            "recorded; change it under gb.no_grad(), or give the result another name"
+        )
+    if result.shape != x.shape:
+        raise ShapeError(f"{symbol}: the result has shape {result.shape}, the tensor {x.shape}")
+    x.backend.copyto(x.array, result.array)
+    x.mark_changed()
+    return x
 
 
 def _masks(symbol: str, *values: Any) -> tuple[Any, ...]:

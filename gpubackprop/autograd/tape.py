@@ -16,7 +16,7 @@ from gpubackprop.autograd.operation import Operation, Spec
 from gpubackprop.backends import Array, Backend, Shape
 from gpubackprop.errors import DeviceError, DTypeError, GpubackpropError
 
-_number = itertools.count().__next__
+next_number = itertools.count().__next__
 NUMBERS = (int, float, bool)
 
 
@@ -94,7 +94,7 @@ class Node:
         self.saved: tuple[Any, ...] | None = saved
         self.shapes = shapes
         self.specs = specs
-        self.number = _number()
+        self.number = next_number()
         self.context: Any = None
 
     @property
@@ -119,22 +119,35 @@ def apply(op: Operation, *inputs: Any, **params: Any) -> Any:
     ShapeError, DTypeError, DeviceError
         Naming the operation and its arguments.
     """
+    # One pass over the inputs gathers all that the call and its record need: this loop is most of
+    # what a small operation costs.
     backend: Any = None
     wanted = False
     arrays: list[Any] = []
+    shapes: list[Shape | None] = []
+    edges: list[Any] = []
+    indices: list[int] = []
     for x in inputs:
         if isinstance(x, TENSOR):
-            if backend is None:
+            if x.backend is not backend:
+                if backend is not None:
+                    raise _mixed_devices(op, inputs)
                 backend = x.backend
-            elif x.backend is not backend:
-                raise _mixed_devices(op, inputs)
-            arrays.append(x.array)
+            array = x.array
+            arrays.append(array)
+            shapes.append(array.shape)
             if x.requires_grad:
                 wanted = True
+                edges.append(x.node or x)
+                indices.append(x.index)
+                continue
         elif x is None or type(x) in NUMBERS:
             arrays.append(x)
+            shapes.append(None)
         else:
             return apply(op, *_as_tensors(op, inputs), **params)
+        edges.append(None)
+        indices.append(0)
     if backend is None:
         raise DTypeError(f"{op.name}: no argument is a tensor; make one with gb.tensor(...)")
     if op.strict:
@@ -146,51 +159,41 @@ def apply(op: Operation, *inputs: Any, **params: Any) -> Any:
     except Exception as error:
         raise op.explain(error, arrays, params, backend.device) from error
 
-    extras: tuple[Any, ...] = ()
+    extras: Sequence[Any] = ()
     if op.extras:
         result, *extras = result
     many = op.outputs != "one"
     if many:
         outputs = tuple(result)
-    elif result.shape:
-        outputs = (result,)
     else:
-        outputs = (
-            backend.asarray(result),
-        )  # NumPy reduces to scalars, which cannot be written in place
+        if not result.shape:
+            result = backend.asarray(result)  # NumPy's scalars cannot be written in place
+        outputs = (result,)
     state = STATE
     if state.observer is not None:
         state.observer.forward(op, inputs, outputs, params)
 
     if not (wanted and state.recording) or op.backward is None:
-        tensors = tuple([TENSOR(a, backend) for a in outputs])
-        return tensors if many else tensors[0]
-    edges: list[Any] = []
-    indices: list[int] = []
-    for x in inputs:
-        if isinstance(x, TENSOR) and x.requires_grad:
-            edges.append(x.node or x)
-            indices.append(x.index)
-        else:
-            edges.append(None)
-            indices.append(0)
-    values = (outputs[0], *extras, *arrays)
-    node = Node(
-        op,
-        params,
-        backend,
-        edges,
-        indices,
-        tuple(arrays) if op.save_plan is None else tuple([values[i] for i in op.save_plan]),
-        [None if a is None or type(a) in NUMBERS else a.shape for a in arrays],
-        tuple([(a.shape, a.dtype) for a in outputs]),
-    )
+        return tuple([TENSOR(a, backend) for a in outputs]) if many else TENSOR(result, backend)
+    if not many and result.dtype.kind != "f":
+        return TENSOR(result, backend)  # a cast to integers ends the history
+    plan = op.save_plan
+    saved: tuple[Any, ...] = ()
+    if plan is None:
+        saved = tuple(arrays)
+    elif plan:
+        values = (outputs[0], *extras, *arrays)
+        saved = tuple([values[i] for i in plan])
+    if many:
+        specs = tuple([(a.shape, a.dtype) for a in outputs])
+    else:
+        specs = ((result.shape, result.dtype),)
+    node = Node(op, params, backend, edges, indices, saved, shapes, specs)
     if state.observer is not None:
         node.context = getattr(state.observer, "scope", None)
-    tensors = tuple(
-        [TENSOR(a, backend, a.dtype.kind == "f", node, i) for i, a in enumerate(outputs)]
-    )
-    return tensors if many else tensors[0]
+    if not many:
+        return TENSOR(result, backend, True, node)
+    return tuple([TENSOR(a, backend, a.dtype.kind == "f", node, i) for i, a in enumerate(outputs)])
 
 
 def _as_tensors(op: Operation, inputs: Sequence[Any]) -> list[Any]:

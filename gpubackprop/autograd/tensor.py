@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ContextDecorator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from gpubackprop.autograd import tape
 from gpubackprop.autograd.chain_rule import run_backward
 from gpubackprop.autograd.methods import ArrayMethods
-from gpubackprop.autograd.tape import STATE, Node
+from gpubackprop.autograd.tape import Node, next_number
 from gpubackprop.backends import Array, Backend, Shape, backend_of, get_backend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 
@@ -30,9 +29,19 @@ class Tensor(ArrayMethods):
     requires_grad : whether the cost's derivative by this tensor is wanted, or passes through it.
     grad : after ``backward()``, that derivative (same shape and dtype) for leaves; None before.
     node : the recorded call that made it; None for a leaf.
+    changed_at : the tape's number when the array was last written in place; 0 for never.
     """
 
-    __slots__ = ("array", "backend", "requires_grad", "node", "index", "grad", "__weakref__")
+    __slots__ = (
+        "array",
+        "backend",
+        "requires_grad",
+        "node",
+        "index",
+        "grad",
+        "changed_at",
+        "__weakref__",
+    )
     __array_ufunc__ = None  # so that `ndarray + tensor` comes to Tensor.__radd__
 
     def __init__(
@@ -49,6 +58,7 @@ class Tensor(ArrayMethods):
         self.node = node
         self.index = index
         self.grad: Tensor | None = None
+        self.changed_at = 0
 
     # What it is.
     @property
@@ -133,7 +143,15 @@ class Tensor(ArrayMethods):
         return int(self.item())
 
     def __bool__(self) -> bool:
+        if self.array.size != 1:
+            raise ShapeError(
+                f"bool: whether a tensor of shape {self.shape} is true is not defined for "
+                f"{self.size} elements; use .any() or .all()"
+            )
         return bool(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""
@@ -174,6 +192,17 @@ class Tensor(ArrayMethods):
         )
         return copied
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For copy.copy and for pickles between processes: values and device, not the kernels.
+        if self.node is not None:
+            raise GradientError("pickle: only a leaf can be copied; use detach()")
+        return tensor, (self.numpy(), None, self.device, self.requires_grad)
+
+    def mark_changed(self) -> None:
+        """Say that ``array`` was written in place. A derivative that would read the values of
+        before is then refused instead of being wrong."""
+        self.changed_at = next_number()
+
     # The chain rule.
     def backward(
         self,
@@ -206,10 +235,10 @@ class Tensor(ArrayMethods):
             if self.grad is not None:
                 self.grad = kernels.add(self.grad, g)
             else:
-                self.grad = g if g.requires_grad else Tensor(backend.copy(g.array), backend)
+                # A copy, since rules may hand the same array to two leaves.
+                self.grad = kernels.copy(g)
         elif self.grad is None:
-            # A copy, since rules may hand the same array to two leaves; an array, since NumPy
-            # copies 0-d arrays to scalars.
+            # A copy as above; an array, since NumPy copies 0-d arrays to scalars.
             self.grad = Tensor(backend.asarray(backend.copy(g)), backend)
         elif self.grad.requires_grad:
             # Somebody may differentiate it again: its array must stay as it is.
@@ -331,6 +360,8 @@ def grad(
     """
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if not outs:
+        raise GradientError("grad: there are no outputs to differentiate")
     given = (
         [grad_outputs] if isinstance(outputs, Tensor) else list(grad_outputs or [None] * len(outs))
     )
@@ -359,36 +390,8 @@ def grad(
                     "allow_unused=True gives zeros"
                 )
             g = t.backend.zeros(t.shape, t.dtype)
-        results.append(g if isinstance(g, Tensor) else Tensor(t.backend.asarray(g), t.backend))
+        if not isinstance(g, Tensor):
+            # A copy: rules may hand the same array to two inputs, or a window on one they got.
+            g = Tensor(t.backend.asarray(t.backend.copy(g)), t.backend)
+        results.append(g)
     return tuple(results)
-
-
-class _Recording(ContextDecorator, AbstractContextManager):
-    """Sets whether operations are recorded, within a ``with`` block or a decorated function."""
-
-    def __init__(self, recording: bool) -> None:
-        self.recording = recording
-        self.previous: list[bool] = []
-
-    def _recreate_cm(self) -> _Recording:
-        # A decorated function may run in several threads at once, and each call must put back its
-        # own thread's state.
-        return _Recording(self.recording)
-
-    def __enter__(self) -> None:
-        self.previous.append(STATE.recording)
-        STATE.recording = self.recording
-
-    def __exit__(self, *exc: object) -> None:
-        STATE.recording = self.previous.pop()
-
-
-def no_grad() -> _Recording:
-    """Within this context (or function), operations leave no trace: less memory, and no
-    gradients."""
-    return _Recording(False)
-
-
-def enable_grad() -> _Recording:
-    """Undo an outer :func:`no_grad`."""
-    return _Recording(True)

@@ -65,7 +65,11 @@ def choose(name: str | None = None, default: str = "auto") -> Choice:
         name = os.environ.get(ENVIRONMENT_VARIABLE)
         source = f"from {ENVIRONMENT_VARIABLE}" if name else "default"
         name = name or default
-    wanted = canonical(name)
+    origin = f" ({source})" if source.startswith("from") else ""
+    try:
+        wanted = canonical(name)
+    except DeviceError as error:
+        raise DeviceError(f"{error}{origin}") from None
     if wanted == "cpu":
         return Choice("cpu", source)
     from gpubackprop.backends import detect
@@ -76,11 +80,13 @@ def choose(name: str | None = None, default: str = "auto") -> Choice:
             return Choice("cuda:0", "auto: a CUDA GPU is usable")
         return Choice("cpu", f"auto: no usable GPU ({problem.cause})")
     if problem is not None:
-        raise DeviceError(f"device {name!r} cannot be used: {problem.cause}; {problem.mend}")
+        raise DeviceError(
+            f"device {name!r}{origin} cannot be used: {problem.cause}; {problem.mend}"
+        )
     index, found = int(wanted.partition(":")[2]), detect.devices()
     if index >= len(found):
         raise DeviceError(
-            f"device {name!r} does not exist: {len(found)} CUDA device(s) found, numbered from 0"
+            f"device {name!r}{origin} does not exist: {len(found)} CUDA device(s) found, numbered from 0"
         )
     return Choice(wanted, source)
 

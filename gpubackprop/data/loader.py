@@ -41,7 +41,7 @@ class DataLoader:
     Raises
     ------
     ConfigError
-        A wrong ``batch_size`` or ``seed``, or ``drop_last`` leaves no batch at all.
+        ``dataset`` is none, a wrong ``batch_size`` or ``seed``, or ``drop_last`` leaves no batch at all.
 
     Notes
     -----
@@ -73,6 +73,11 @@ class DataLoader:
         device: str = "cpu",
         transform: Callable[[Batch], Batch] | None = None,
     ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise ConfigError(
+                f"DataLoader: dataset is a {type(dataset).__name__}, not a Dataset; wrap arrays in "
+                "ArrayDataset(inputs, targets)"
+            )
         self.dataset = dataset
         self.batch_size = whole("DataLoader", "batch_size", batch_size, 1)
         self.shuffle = bool(shuffle)

@@ -71,6 +71,7 @@ def fans(name: str, shape: Shape) -> tuple[int, int]:
 
 def _write(t: T, values: Any) -> T:
     t.backend.copyto(t.array, t.backend.asarray(values))
+    t.mark_changed()
     return t
 
 

@@ -371,6 +371,14 @@ class Module(_Bookkeeping):
 
         return summarize(self, input_shape, dtype)
 
+    def __copy__(self: M) -> M:
+        """A network of the same parts, to which others can be added."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        object.__setattr__(twin, "_registry", dict(self._registry))
+        object.__setattr__(twin, "_transient", set(self._transient))
+        return twin
+
     def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
         """A network of its own: parameters, buffers and random sequences are copied."""
         twin = type(self).__new__(type(self))

@@ -42,6 +42,7 @@ class Parameter(Tensor):
     """
 
     __slots__ = ("grad_buffer", "home")
+    lasting = True
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class Parameter(Tensor):
         else:
             array = source
         self.backend.copyto(self.array, self.backend.asarray(array))
+        self.mark_changed()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
@@ -105,8 +107,15 @@ class Parameter(Tensor):
         memo[id(self)] = copied
         return copied
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _parameter, (self.numpy(), self.requires_grad, self.device)
+
     def __repr__(self) -> str:
         return "Parameter" + super().__repr__().removeprefix("tensor")
+
+
+def _parameter(values: np.ndarray, requires_grad: bool, device: str) -> Parameter:
+    return Parameter(values, requires_grad, device=device)
 
 
 def host_array(values: Any) -> np.ndarray:

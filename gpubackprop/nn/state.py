@@ -83,6 +83,7 @@ def load(
     for path, array in arrays.items():
         target = entries[path]
         target.backend.copyto(target.array, target.backend.asarray(array))
+        target.mark_changed()
     return difference
 
 

@@ -214,9 +214,11 @@ class Optimizer:
             )
         sections = self.arena.sections
         keys = []
-        for steps, has_grad in zip(self._steps, present, strict=True):
+        for section, steps, has_grad in zip(sections, self._steps, present, strict=True):
             for i, has in enumerate(has_grad):
-                steps[i] += has
+                if has:
+                    steps[i] += 1
+                    section.tensors[i].mark_changed()
             keys.append([n if has else None for n, has in zip(steps, has_grad, strict=True)])
         for group, bounds in zip(self.param_groups, self._bounds, strict=True):
             options, slots = self.options(group), self.slots(group)

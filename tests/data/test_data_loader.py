@@ -203,3 +203,9 @@ def test_wrong_epoch_and_start_are_told_at_once() -> None:
             loader.batches(wrong)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="epoch must be a whole number"):
             loader.set_epoch(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [[(np.zeros(2), 1)] * 3, np.zeros((4, 2))])
+def test_what_is_not_a_dataset_is_refused_at_once(data: Any) -> None:
+    with pytest.raises(ConfigError, match=r"not a Dataset; wrap arrays in ArrayDataset"):
+        DataLoader(data, batch_size=2)
