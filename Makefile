@@ -47,7 +47,7 @@ format: $(VENV)/.installed-dev ## mend what the linter can mend
 
 bench: $(VENV)/.installed-peers ## time this project, PyTorch and scikit-learn in turns
 	$(BIN)/python -m benchmarks.mlp $(ARGS)
-	$(BIN)/python -m benchmarks.operation_cost $(ARGS)
+	$(BIN)/python -m benchmarks.operation_cost
 
 clean: ## remove .venv and every cache
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -117,6 +117,15 @@ def run(
     return results, absent
 
 
+def show(title: str, results: Sequence[Result], absent: dict[str, str]) -> None:
+    """Print the table of a workload."""
+    print(f"\n{title}\n{HEADER}")
+    for result in results:
+        print(result.row())
+    for name, reason in absent.items():
+        print(f"{name:<26}absent: {reason}")
+
+
 def serve(step: Callable[[], Any], info: dict[str, Any], steps_per_call: int = 1) -> None:
     """The contender's side: warm up, say so, then run when told."""
     for _ in range(3):

@@ -176,15 +176,12 @@ def main(argv: list[str] | None = None) -> int:
             "benchmarks.mlp", workload, CONTENDERS, options.rounds, options.seconds
         )
         sizes, batch = WORKLOADS[workload]
-        print(
-            f"\n{workload}: {'-'.join(map(str, sizes))}, batch {batch}; "
-            f"ratio of steps per second to {CONTENDERS[0]}"
+        interleave.show(
+            f"{workload}: {'-'.join(map(str, sizes))}, batch {batch}; "
+            f"ratio of steps per second to {CONTENDERS[0]}",
+            results,
+            absent,
         )
-        print(interleave.HEADER)
-        for result in results:
-            print(result.row())
-        for name, reason in absent.items():
-            print(f"{name:<26}absent: {reason}")
         report["workloads"][workload] = interleave.as_json(results)
     if options.json:
         with open(options.json, "w") as file:

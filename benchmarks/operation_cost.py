@@ -19,38 +19,24 @@ PER_CALL = 1000
 CONTENDERS = ("torch", "gb-eager")
 
 
-def gb_add(workload: str) -> Callable[[], None]:
-    """Additions in this project."""
+def gb_tensors() -> tuple[Any, Any, Any]:
+    """Two leaves and a cotangent in this project."""
     import gpubackprop as gb
 
     a, b = (gb.tensor(np.ones(10, np.float32), requires_grad=True) for _ in range(2))
-    seed = np.ones(10, np.float32)
-
-    def forward() -> None:
-        for _ in range(PER_CALL):
-            a + b
-
-    def both() -> None:
-        for _ in range(PER_CALL):
-            a.grad = b.grad = None
-            (a + b).backward(seed)
-
-    def chain() -> None:
-        total: Any = a
-        for _ in range(PER_CALL):
-            total = total + b
-        a.grad = b.grad = None
-        total.backward(seed)
-
-    return {"forward": forward, "forward+backward": both, "chain": chain}[workload]
+    return a, b, np.ones(10, np.float32)
 
 
-def torch_add(workload: str) -> Callable[[], None]:
-    """Additions in PyTorch."""
+def torch_tensors() -> tuple[Any, Any, Any]:
+    """The same in PyTorch."""
     import torch
 
     a, b = (torch.ones(10, requires_grad=True) for _ in range(2))
-    seed = torch.ones(10)
+    return a, b, torch.ones(10)
+
+
+def additions(a: Any, b: Any, cotangent: Any) -> dict[str, Callable[[], None]]:
+    """What to time, by workload; the libraries spell it alike."""
 
     def forward() -> None:
         for _ in range(PER_CALL):
@@ -59,16 +45,16 @@ def torch_add(workload: str) -> Callable[[], None]:
     def both() -> None:
         for _ in range(PER_CALL):
             a.grad = b.grad = None
-            (a + b).backward(seed)
+            (a + b).backward(cotangent)
 
     def chain() -> None:
         total: Any = a
         for _ in range(PER_CALL):
             total = total + b
         a.grad = b.grad = None
-        total.backward(seed)
+        total.backward(cotangent)
 
-    return {"forward": forward, "forward+backward": both, "chain": chain}[workload]
+    return {"forward": forward, "forward+backward": both, "chain": chain}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,22 +65,19 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.worker:
         name, workload = options.worker
-        make = gb_add if name == "gb-eager" else torch_add
-        interleave.serve(make(workload), {}, steps_per_call=PER_CALL)
+        tensors = gb_tensors() if name == "gb-eager" else torch_tensors()
+        interleave.serve(additions(*tensors)[workload], {}, steps_per_call=PER_CALL)
         return 0
     for workload in ("forward", "forward+backward", "chain"):
         results, absent = interleave.run(
             "benchmarks.operation_cost", workload, CONTENDERS, options.rounds, 0.3
         )
-        print(
-            f"\nadd, 10 elements, {workload} (a step is one addition; "
-            f"chain: {PER_CALL} additions, then one backward pass)"
+        interleave.show(
+            f"add, 10 elements, {workload} (a step is one addition; "
+            f"chain: {PER_CALL} additions, then one backward pass)",
+            results,
+            absent,
         )
-        print(interleave.HEADER)
-        for result in results:
-            print(result.row())
-        for name, reason in absent.items():
-            print(f"{name:<26}absent: {reason}")
     return 0
 
 

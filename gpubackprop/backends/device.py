@@ -86,7 +86,8 @@ def choose(name: str | None = None, default: str = "auto") -> Choice:
     index, found = int(wanted.partition(":")[2]), detect.devices()
     if index >= len(found):
         raise DeviceError(
-            f"device {name!r}{origin} does not exist: {len(found)} CUDA device(s) found, numbered from 0"
+            f"device {name!r}{origin} does not exist: {len(found)} CUDA device(s) found, numbered "
+            "from 0"
         )
     return Choice(wanted, source)
 

@@ -41,7 +41,7 @@ class DataLoader:
     Raises
     ------
     ConfigError
-        ``dataset`` is none, a wrong ``batch_size`` or ``seed``, or ``drop_last`` leaves no batch at all.
+        No dataset, a wrong ``batch_size`` or ``seed``, or ``drop_last`` leaves no batch at all.
 
     Notes
     -----
