@@ -8,7 +8,7 @@ rule turns that into partial derivatives by its inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -158,19 +158,24 @@ def _slot(t: Tensor) -> tuple[int, int]:
     return (id(t.node or t), t.index)
 
 
+def nodes_below(roots: Iterable[Node | None]) -> Iterator[Node]:
+    """Every recorded call at or below `roots`, each once, in no particular order."""
+    seen = {node for node in roots if node is not None}
+    stack = list(seen)
+    while stack:
+        node = stack.pop()
+        yield node
+        for edge in node.edges:
+            if type(edge) is Node and edge not in seen:
+                seen.add(edge)
+                stack.append(edge)
+
+
 def _leading_to(roots: Sequence[Tensor], targets: Sequence[Tensor]) -> set[Node]:
     """The nodes at or below `roots` through whose inputs some target can be reached."""
     goal = {id(t.node or t) for t in targets}
-    seen: dict[int, Node] = {}
-    stack = [r.node for r in roots if r.node is not None]
-    while stack:
-        node = stack.pop()
-        if node.number not in seen:
-            seen[node.number] = node
-            stack.extend(e for e in node.edges if type(e) is Node)
     useful: set[Node] = set()
-    for number in sorted(seen):
-        node = seen[number]
+    for node in sorted(nodes_below(r.node for r in roots), key=lambda n: n.number):
         if any(
             e is not None and (id(e) in goal or (type(e) is Node and e in useful))
             for e in node.edges

@@ -7,12 +7,12 @@ costs a handful of evaluations however large the inputs are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpubackprop.autograd.tape import Node
+from gpubackprop.autograd.chain_rule import nodes_below
 from gpubackprop.autograd.tensor import Tensor, grad
 from gpubackprop.errors import DTypeError, GradientError, ShapeError
 
@@ -261,7 +261,7 @@ class _Point:
         """What forbids the complex step, or nothing."""
         if any(self.inputs[i].backend.array_type is not np.ndarray for i in self.varied):
             return "the inputs are not on the CPU"
-        names = {node.op.name for node in _graph(t.node for t in self.results)}
+        names = {node.op.name for node in nodes_below(t.node for t in self.results)}
         if not names:
             return "nothing was recorded"
         return ", ".join(sorted(names - ANALYTIC))
@@ -385,16 +385,3 @@ def _tensors(results: Any, name: str) -> list[Tensor]:
         return list(found)
     kind = type(results).__name__
     raise DTypeError(f"gradcheck: {name} must return a tensor or a sequence of tensors, not {kind}")
-
-
-def _graph(roots: Iterable[Node | None]) -> Iterator[Node]:
-    """Every recorded call below `roots`."""
-    stack = [node for node in roots if node is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        yield node
-        for edge in node.edges:
-            if isinstance(edge, Node) and edge not in seen:
-                seen.add(edge)
-                stack.append(edge)

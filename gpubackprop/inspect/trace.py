@@ -10,7 +10,7 @@ saved on a machine with a GPU and read on one without.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from gpubackprop.autograd import Node, Operation
 from gpubackprop.backends import Array, Backend
 from gpubackprop.errors import CheckpointError
+from gpubackprop.training.files import write_atomic
 
 FORMAT = "gpubackprop-trace-1"
 PRODUCTS = frozenset({"linear", "matmul", "einsum"})
@@ -179,8 +180,7 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: the samples as tensors, everything else as JSON in its
         header."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         tensors, table = {}, []
         for s, records in enumerate(self.steps):
@@ -192,14 +192,7 @@ class Trace:
                 rows.append(row)
             table.append(rows)
         header = {"format": FORMAT, "meta": json.dumps(self.meta), "steps": json.dumps(table)}
-        target = Path(path)
-        part = target.with_name(target.name + ".part")
-        try:
-            save_file(tensors, part, metadata=header)
-            part.replace(target)
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            raise CheckpointError(f"cannot write the trace {target}: {error}") from None
+        write_atomic(Path(path), save(tensors, metadata=header))
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -240,6 +233,3 @@ class Trace:
                 raise
             raise CheckpointError(f"cannot read the trace {path}: {error}") from None
         return cls(meta, steps)
-
-    def __iter__(self) -> Iterator[list[Record]]:
-        return iter(self.steps)
