@@ -3,6 +3,7 @@ backend."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from types import EllipsisType, ModuleType
@@ -133,6 +134,29 @@ class ArrayBackend(Backend):
         flat = self.take_along_axis(positions, indices, axis).reshape(-1)
         return self.scatter_take(dy.reshape(-1), flat, 0, total).reshape(shape)
 
+    def windows(self, x: Array, kernel: Shape, stride: Shape, dilation: Shape) -> Array:
+        shape, strides = window_layout(x.shape, x.strides, kernel, stride, dilation)
+        return self.xp.lib.stride_tricks.as_strided(x, shape, strides)
+
+    def scatter_windows(self, dy: Array, spatial: Shape, stride: Shape, dilation: Shape) -> Array:
+        n = len(spatial)
+        out, kernel = dy.shape[1 : 1 + n], dy.shape[1 + n : -1]
+        x = self.zeros((dy.shape[0], *spatial, dy.shape[-1]), dy.dtype)
+        every = (slice(None),) * (1 + n)
+        # One sum for each place in the window: no element of x is named twice in one of them.
+        for place in itertools.product(*map(range, kernel)):
+            part = x[
+                (
+                    slice(None),
+                    *(
+                        slice(k * d, k * d + (o - 1) * s + 1 if o else k * d, s)
+                        for k, d, o, s in zip(place, dilation, out, stride, strict=True)
+                    ),
+                )
+            ]
+            self.add(part, dy[(*every, *place)], out=part)
+        return x
+
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
         return self.xp.matmul(x1, x2) if out is None else self.xp.matmul(x1, x2, out=out)
 
@@ -167,6 +191,32 @@ class ArrayBackend(Backend):
 
     def copyto(self, target: Array, source: Array) -> None:
         target[...] = source
+
+
+def window_layout(
+    shape: Shape, strides: Shape, kernel: Shape, stride: Shape, dilation: Shape
+) -> tuple[Shape, Shape]:
+    """Shape and strides of the view that ``windows`` gives of an array of `shape` and `strides`."""
+    n = len(kernel)
+    if len(shape) != n + 2 or len(stride) != n or len(dilation) != n:
+        raise ValueError(f"windows of {n} axes do not fit an array (N, *spatial, C) of {shape}")
+    if min((*kernel, *stride, *dilation), default=1) < 1:
+        raise ValueError("kernel, stride and dilation must be at least 1")
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    out = [
+        (size - span) // s + 1 if size >= span else 0
+        for size, span, s in zip(shape[1:-1], spans, stride, strict=True)
+    ]
+    moves = strides[1:-1]
+    return (
+        (shape[0], *out, *kernel, shape[-1]),
+        (
+            strides[0],
+            *(m * s for m, s in zip(moves, stride, strict=True)),
+            *(m * d for m, d in zip(moves, dilation, strict=True)),
+            strides[-1],
+        ),
+    )
 
 
 def is_basic_key(key: Any) -> bool:

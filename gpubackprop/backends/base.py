@@ -1,7 +1,8 @@
 """The kernel contract: everything that the layers above may ask of a device.
 
-``Backend`` = primitives (each backend supplies them) + composites and updates (defined once,
-overridden where a fused kernel pays). Derivative rules, layers and optimizers speak to a backend
+``Backend`` = primitives (each backend supplies them) + composites (``composites.py``, and by
+subject ``images.py``, ``norms.py``, ``recurrent.py``, ``attention.py``) and updates (both defined
+once, overridden where a fused kernel pays). Derivative rules, layers and optimizers speak to a backend
 and to nothing else; which array library answers is the backend's business.
 
 To add a backend: subclass ``Backend``, supply the primitives, register it in ``device.py``. The
@@ -14,13 +15,17 @@ from __future__ import annotations
 import inspect
 from typing import Literal
 
+from gpubackprop.backends.attention import AttentionKernels
+from gpubackprop.backends.images import ImageKernels
+from gpubackprop.backends.norms import NormKernels
 from gpubackprop.backends.primitives import Array, Primitives
+from gpubackprop.backends.recurrent import RecurrentKernels
 from gpubackprop.backends.updates import Updates
 
 Numerics = Literal["native", "deterministic"]
 
 
-class Backend(Updates):
+class Backend(Updates, ImageKernels, NormKernels, RecurrentKernels, AttentionKernels):
     """Kernels on the arrays of one device.
 
     Attributes
@@ -61,7 +66,7 @@ class Backend(Updates):
 def kernel_names() -> tuple[str, ...]:
     """Names of every kernel in the contract, primitives first."""
     names = [n for n in Primitives.__annotations__]
-    for cls in (Primitives, *[c for c in reversed(Updates.__mro__) if issubclass(c, Primitives)]):
+    for cls in reversed([c for c in Backend.__mro__[1:] if issubclass(c, Primitives)]):
         for name, member in vars(cls).items():
             if inspect.isfunction(member) and not name.startswith("_") and name not in names:
                 names.append(name)

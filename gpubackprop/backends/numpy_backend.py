@@ -1,7 +1,7 @@
 """The NumPy backend: the reference that gives every kernel its meaning, on a CPU.
 
-The primitives come from NumPy. Overrides of composite kernels are in ``numpy_fused.py``; the parity
-suite holds each against its definition.
+The primitives come from NumPy. Overrides of composite kernels are in ``numpy_fused.py`` and, by
+subject, ``numpy_images.py`` and the like; the parity suite holds each against its definition.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import numpy as np
 
 from gpubackprop.backends import philox, special
 from gpubackprop.backends.base import Numerics
+from gpubackprop.backends.numpy_attention import NumPyAttention
 from gpubackprop.backends.numpy_fused import FusedKernels, add_over, max_over, min_over
+from gpubackprop.backends.numpy_images import NumPyImage
+from gpubackprop.backends.numpy_norms import NumPyNorm
+from gpubackprop.backends.numpy_recurrent import NumPyRecurrent
 from gpubackprop.backends.primitives import Array, Axis
 from gpubackprop.backends.updates import Updates
 
@@ -67,7 +71,7 @@ def in_blocks(update: Callable[..., None]) -> Callable[..., None]:
     return blocked
 
 
-class NumPyBackend(FusedKernels):
+class NumPyBackend(FusedKernels, NumPyImage, NumPyNorm, NumPyRecurrent, NumPyAttention):
     """Kernels on ``numpy.ndarray``."""
 
     def __init__(self, numerics: Numerics = "deterministic") -> None:

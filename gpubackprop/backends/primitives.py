@@ -203,6 +203,21 @@ class Primitives:
         `size`."""
         raise NotImplementedError
 
+    # Windows over the spatial axes of a channels-last array.
+    def windows(self, x: Array, kernel: Shape, stride: Shape, dilation: Shape) -> Array:
+        """Every window of a (N, *spatial, C) array as a view, (N, *out, *kernel, C).
+
+        Element k of a window at position o of a spatial axis is element ``o * stride + k *
+        dilation``; only whole windows count: ``out = (n - dilation * (kernel - 1) - 1) // stride +
+        1`` (Dumoulin & Visin 2016, relationship 15).
+        """
+        raise NotImplementedError
+
+    def scatter_windows(self, dy: Array, spatial: Shape, stride: Shape, dilation: Shape) -> Array:
+        """The transpose of ``windows``: `dy` (N, *out, *kernel, C) added into zeros (N, *spatial,
+        C); order of the sums fixed."""
+        raise NotImplementedError
+
     # Products.
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
         """Matrix product of the last two axes, leading axes broadcast; a 1-d operand is a row or a

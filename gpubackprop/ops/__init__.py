@@ -13,4 +13,5 @@ from gpubackprop.ops import (  # noqa: F401
     reductions,
     selection,
     shape,
+    windows,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import Array
+from gpubackprop.backends import Array, Shape
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.composites import normalize_axes
 from gpubackprop.backends.numpy_backend import NumPyBackend
@@ -107,6 +107,9 @@ class StandInBackend(ArrayBackend):
 
     def random_bits(self, seed: int, stream: int, offset: int, n: int) -> Array:
         return StandInArray(self._host.random_bits(seed, stream, offset, n))
+
+    def windows(self, x: Array, kernel: Shape, stride: Shape, dilation: Shape) -> Array:
+        return _call(self._host.windows, x, kernel, stride, dilation)
 
     def scatter_take(self, dy: Array, indices: Array, axis: int, size: int) -> Array:
         (axis,) = normalize_axes(axis, dy.ndim - indices.ndim + 1)

@@ -13,11 +13,11 @@ from gpubackprop import testing
 from gpubackprop.backends import Backend, kernel_names
 from gpubackprop.backends import numpy_backend as numpy_module
 from gpubackprop.backends.base import Backend as Contract
-from gpubackprop.backends.composites import Composites
 from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.primitives import Primitives
 from gpubackprop.backends.updates import Updates
 from gpubackprop.testing.calls import layouts, place
+from tests.backends.support import attention_cases, images_cases, norms_cases, recurrent_cases
 
 PRIMITIVES = {*Primitives.__annotations__, *vars(Primitives)}
 DEFINED = [n for n in kernel_names() if n not in PRIMITIVES]
@@ -134,6 +134,8 @@ def calls_of(kernel: str) -> Iterator[Case]:
                     yield f"{shape} {axes} plain", (dy, x, None, mean, rstd, axes), {}
     if kernel.startswith(("softmax_cross_entropy", "smoothed_targets")):
         yield from cross_entropies(kernel)
+    for group in (images_cases, norms_cases, recurrent_cases, attention_cases):
+        yield from group.cases(kernel)
 
 
 def cross_entropies(kernel: str) -> Iterator[Case]:
@@ -206,8 +208,7 @@ def test_every_override_is_compared():
     own = {
         n
         for n in DEFINED
-        if inspect.getattr_static(NumPyBackend, n) is not vars(Updates).get(n)
-        and inspect.getattr_static(NumPyBackend, n) is not vars(Composites).get(n)
+        if inspect.getattr_static(NumPyBackend, n) is not inspect.getattr_static(Contract, n)
     }
     assert {"softmax", "linear", "adam_update"} <= own
     assert own <= {*COMPOSITES, *UPDATES}

@@ -24,8 +24,12 @@ from gpubackprop.backends.array_backend import is_basic_key, sole_index_axis
 from gpubackprop.backends.base import Numerics, kernel_names
 from gpubackprop.backends.composites import normalize_axes
 from gpubackprop.backends.cuda import geometry, sources
+from gpubackprop.backends.cuda.attention import CudaAttention
 from gpubackprop.backends.cuda.fused import FusedKernels
+from gpubackprop.backends.cuda.images import CudaImage
 from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.cuda.norms import CudaNorm
+from gpubackprop.backends.cuda.recurrent import CudaRecurrent
 from gpubackprop.backends.cuda.updates import FusedUpdates
 from gpubackprop.backends.philox import WORDS_PER_BLOCK, check_seed
 from gpubackprop.backends.primitives import Array, DType, Shape
@@ -35,7 +39,7 @@ _OFFSET = 0xFFFFFFFFFFFFFFFF
 _HOST_ONLY = {"count", "detach"}
 
 
-class CUDABackend(FusedKernels, FusedUpdates):
+class CUDABackend(FusedKernels, FusedUpdates, CudaImage, CudaNorm, CudaRecurrent, CudaAttention):
     """Kernels on ``cupy.ndarray``.
 
     Parameters

@@ -42,6 +42,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     size = property(lambda self: self.on_host.size)
     dtype = property(lambda self: self.on_host.dtype)
     flags = property(lambda self: self.on_host.flags)
+    strides = property(lambda self: self.on_host.strides)
     T = property(lambda self: self.device.wrap(self.on_host.T))
     __cuda_array_interface__ = property(lambda self: {"shape": self.shape})
 
@@ -174,6 +175,11 @@ class FakeCuPy:
                 getDeviceCount=lambda: self.count, getDevice=lambda: self.current
             ),
         )
+
+        def as_strided(x: ndarray, shape: Any, strides: Any) -> ndarray:
+            return self.device().call(np.lib.stride_tricks.as_strided, x, shape, strides)
+
+        self.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=as_strided))
 
     def device(self) -> Device:
         """The current device."""
