@@ -15,6 +15,14 @@ from gpubackprop.testing import calls
 from gpubackprop.testing.closeness import longest, magnitude, require_close, tolerance
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; make peers installs it")
+# These import PyTorch at their head, so only where it is there.
+from tests.peers.support import (  # noqa: E402
+    attention_torch,
+    images_torch,
+    norms_torch,
+    recurrent_torch,
+)
+
 functional = torch.nn.functional
 
 pytestmark = pytest.mark.peers
@@ -243,6 +251,10 @@ TORCH: dict[str, Any] = {
     "softmax_cross_entropy": cross_entropy,
     "layer_norm": layer_norm,
     "dropout": dropout,
+    **images_torch.TORCH,
+    **norms_torch.TORCH,
+    **recurrent_torch.TORCH,
+    **attention_torch.TORCH,
 }
 # Inputs that PyTorch gives no derivative by.
 CONSTANT = {"softmax_cross_entropy": ("weight",), "where": ("condition",)}
