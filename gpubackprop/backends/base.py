@@ -1,7 +1,7 @@
 """The kernel contract: everything that the layers above may ask of a device.
 
 ``Backend`` = primitives (each backend supplies them) + composites (``composites.py``, and by
-subject ``images.py``, ``norms.py``, ``recurrent.py``, ``attention.py``) and updates (both defined
+subject ``convolution.py``, ``images.py``, ``norms.py``, ``recurrent.py``, ``attention.py``) and updates (both defined
 once, overridden where a fused kernel pays). Derivative rules, layers and optimizers speak to a
 backend and to nothing else; which array library answers is the backend's business.
 
@@ -16,6 +16,7 @@ import inspect
 from typing import Literal
 
 from gpubackprop.backends.attention import AttentionKernels
+from gpubackprop.backends.convolution import ConvolutionKernels
 from gpubackprop.backends.images import ImageKernels
 from gpubackprop.backends.norms import NormKernels
 from gpubackprop.backends.primitives import Array, Primitives
@@ -25,7 +26,9 @@ from gpubackprop.backends.updates import Updates
 Numerics = Literal["native", "deterministic"]
 
 
-class Backend(Updates, ImageKernels, NormKernels, RecurrentKernels, AttentionKernels):
+class Backend(
+    Updates, ConvolutionKernels, ImageKernels, NormKernels, RecurrentKernels, AttentionKernels
+):
     """Kernels on the arrays of one device.
 
     Attributes

@@ -16,6 +16,7 @@ import numpy as np
 from gpubackprop.backends import philox, special
 from gpubackprop.backends.base import Numerics
 from gpubackprop.backends.numpy_attention import NumPyAttention
+from gpubackprop.backends.numpy_convolution import NumPyConvolution
 from gpubackprop.backends.numpy_fused import FusedKernels, add_over, max_over, min_over
 from gpubackprop.backends.numpy_images import NumPyImage
 from gpubackprop.backends.numpy_norms import NumPyNorm
@@ -71,7 +72,9 @@ def in_blocks(update: Callable[..., None]) -> Callable[..., None]:
     return blocked
 
 
-class NumPyBackend(FusedKernels, NumPyImage, NumPyNorm, NumPyRecurrent, NumPyAttention):
+class NumPyBackend(
+    FusedKernels, NumPyConvolution, NumPyImage, NumPyNorm, NumPyRecurrent, NumPyAttention
+):
     """Kernels on ``numpy.ndarray``."""
 
     def __init__(self, numerics: Numerics = "deterministic") -> None:

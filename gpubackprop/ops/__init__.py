@@ -2,6 +2,7 @@
 
 from gpubackprop.ops import (  # noqa: F401
     activations,
+    convolution,
     cross_entropy,
     elementwise,
     indexing,
