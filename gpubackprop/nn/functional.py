@@ -27,6 +27,7 @@ from gpubackprop.nn.losses import (
     quadratic_cost,
     smooth_l1_loss,
 )
+from gpubackprop.nn.padding import pad
 
 __all__ = [
     "accuracy",
@@ -50,6 +51,7 @@ __all__ = [
     "mse_loss",
     "nll_loss",
     "one_hot",
+    "pad",
     "quadratic_cost",
     "relu",
     "sigmoid",
