@@ -289,13 +289,8 @@ class Composites(Primitives):
         y, mean, rstd : the result, and mean and 1/sqrt(var + eps) with the normalised axes kept at
             size one.
         """
-        over = tuple(range(-axes, 0))
-        mean = self.mean(x, axis=over, keepdims=True)
-        rstd = self.reciprocal(self.sqrt(self.add(self.var(x, axis=over, keepdims=True), eps)))
-        y = self.multiply(self.subtract(x, mean), rstd)
-        if weight is not None:
-            y = self.multiply(y, weight)
-        return (y if bias is None else self.add(y, bias)), mean, rstd
+        y, mean, _, rstd = self._standardized(x, tuple(range(-axes, 0)), eps)
+        return self._scaled(y, weight, bias), mean, rstd
 
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
@@ -308,12 +303,33 @@ class Composites(Primitives):
         over = tuple(range(-axes, 0))
         xhat = self.multiply(self.subtract(x, mean), rstd)
         g = dy if weight is None else self.multiply(dy, weight)
+        dx = self._standardized_backward(g, xhat, rstd, over)
+        return dx, self.sum_to(self.multiply(dy, xhat), x.shape[x.ndim - axes :])
+
+    # What every normalisation shares.
+    def _standardized(
+        self, x: Array, over: Shape, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        """(x - mean) / sqrt(var + eps) with the mean and the variance over the axes `over`; then
+        mean, var and 1/sqrt(var + eps), with those axes kept at size one."""
+        mean = self.mean(x, axis=over, keepdims=True)
+        var = self.var(x, axis=over, keepdims=True)
+        rstd = self.reciprocal(self.sqrt(self.add(var, eps)))
+        return self.multiply(self.subtract(x, mean), rstd), mean, var, rstd
+
+    def _standardized_backward(self, g: Array, xhat: Array, rstd: Array, over: Shape) -> Array:
+        """rstd * (g - mean(g) - xhat * mean(g * xhat)): the cotangent of x where g is xhat's."""
         inner = self.add(
             self.mean(g, axis=over, keepdims=True),
             self.multiply(xhat, self.mean(self.multiply(g, xhat), axis=over, keepdims=True)),
         )
-        dx = self.multiply(rstd, self.subtract(g, inner))
-        return dx, self.sum_to(self.multiply(dy, xhat), x.shape[x.ndim - axes :])
+        return self.multiply(rstd, self.subtract(g, inner))
+
+    def _scaled(self, x: Array, weight: Array | None, bias: Array | None) -> Array:
+        """x * weight + bias, either of which may be absent."""
+        if weight is not None:
+            x = self.multiply(x, weight)
+        return x if bias is None else self.add(x, bias)
 
     # Random draws on the device.
     def bernoulli(self, shape: Shape, p: float, seed: int, stream: int, offset: int) -> Array:

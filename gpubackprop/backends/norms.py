@@ -1,12 +1,133 @@
 """Kernels of normalisation over a batch, over groups of channels, and by the root mean square.
 
-Definitions, like those of ``composites.py``: a backend may override any of them.
+Definitions, like those of ``composites.py``: a backend may override any of them. Arrays are channels
+last, (N, *spatial, C).
 """
 
 from __future__ import annotations
 
+import math
+
 from gpubackprop.backends.composites import Composites
+from gpubackprop.backends.primitives import Array, Shape
 
 
 class NormKernels(Composites):
     """Kernels of normalisation."""
+
+    # Over the batch.
+    def batch_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        """(x - mean) / sqrt(var + eps) * weight + bias for each channel, with mean and variance over
+        all axes but the last (Ioffe & Szegedy 2015, algorithm 1).
+
+        Returns
+        -------
+        y, mean, var, rstd : the result; the channels' mean, their variance (divided by n) and
+            1/sqrt(var + eps), each (C,).
+        """
+        y, *moments = self._standardized(x, tuple(range(x.ndim - 1)), eps)
+        mean, var, rstd = (self.reshape(m, x.shape[-1:]) for m in moments)
+        return self._scaled(y, weight, bias), mean, var, rstd
+
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        weight: Array | None,
+        mean: Array,
+        rstd: Array,
+        dmean: Array | None = None,
+        dvar: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Cotangents of x, of the weight and of the bias, from those of y and, where given, of the
+        channels' mean and variance.
+
+        With xhat = (x - mean) * rstd: dbias = sum(dy), dweight = sum(dy * xhat) and, for each
+        channel of n values, dx = weight * rstd * (dy - dbias / n - xhat * dweight / n) + dmean / n
+        + 2 * (x - mean) * dvar / n.
+        """
+        over = tuple(range(x.ndim - 1))
+        centred = self.subtract(x, mean)
+        xhat = self.multiply(centred, rstd)
+        dx = self._standardized_backward(self._scaled(dy, weight, None), xhat, rstd, over)
+        n = self.count(x.shape, over)
+        if dvar is not None:
+            dx = self.add(dx, self.multiply(centred, self.divide(dvar, n / 2)))
+        if dmean is not None:
+            dx = self.add(dx, self.divide(dmean, n))
+        return dx, self.sum(self.multiply(dy, xhat), axis=over), self.sum(dy, axis=over)
+
+    def scale_shift(self, x: Array, scale: Array, shift: Array | None = None) -> Array:
+        """x * scale + shift with a number of each kind for each channel: batch normalisation by
+        fixed moments."""
+        return self._scaled(x, scale, shift)
+
+    # Over groups of channels.
+    def group_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, groups: int, eps: float
+    ) -> tuple[Array, Array, Array]:
+        """(x - mean) / sqrt(var + eps) * weight + bias, with mean and variance over the spatial axes
+        and over C / groups neighbouring channels of each sample (Wu & He 2018).
+
+        Returns
+        -------
+        y, mean, rstd : the result, and mean and 1/sqrt(var + eps), each (N, groups).
+        """
+        xhat, mean, _, rstd = self._standardized(self._grouped(x, groups), (1, 3), eps)
+        kept = (x.shape[0], groups)
+        y = self._scaled(self.reshape(xhat, x.shape), weight, bias)
+        return y, self.reshape(mean, kept), self.reshape(rstd, kept)
+
+    def group_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, groups: int
+    ) -> tuple[Array, Array, Array]:
+        """Cotangents of x, of the weight and of the bias.
+
+        With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - xhat * mean(g
+        * xhat)) with the means over a group, dweight = sum(dy * xhat) and dbias = sum(dy).
+        """
+        kept = (x.shape[0], 1, groups, 1)
+        mean, rstd = self.reshape(mean, kept), self.reshape(rstd, kept)
+        xhat = self.multiply(self.subtract(self._grouped(x, groups), mean), rstd)
+        g = self._grouped(self._scaled(dy, weight, None), groups)
+        dx = self.reshape(self._standardized_backward(g, xhat, rstd, (1, 3)), x.shape)
+        over = tuple(range(x.ndim - 1))
+        product = self.multiply(dy, self.reshape(xhat, x.shape))
+        return dx, self.sum(product, axis=over), self.sum(dy, axis=over)
+
+    def _grouped(self, x: Array, groups: int) -> Array:
+        """x as (N, places, groups, channels of a group)."""
+        shape: Shape = x.shape
+        places = math.prod(shape[1:-1])
+        return self.reshape(x, (shape[0], places, groups, shape[-1] // groups))
+
+    # By the root mean square.
+    def rms_norm(
+        self, x: Array, weight: Array | None, axes: int, eps: float
+    ) -> tuple[Array, Array]:
+        """x / sqrt(mean(x**2) + eps) * weight over the last `axes` axes (Zhang & Sennrich 2019).
+
+        Returns
+        -------
+        y, rstd : the result, and 1/sqrt(mean(x**2) + eps) with the normalised axes kept at size
+            one.
+        """
+        power = self.mean(self.square(x), axis=tuple(range(-axes, 0)), keepdims=True)
+        rstd = self.reciprocal(self.sqrt(self.add(power, eps)))
+        return self._scaled(self.multiply(x, rstd), weight, None), rstd
+
+    def rms_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int
+    ) -> tuple[Array, Array]:
+        """Cotangents of x and of the weight.
+
+        With xhat = x * rstd and g = dy * weight: dx = rstd * (g - xhat * mean(g * xhat)), and
+        dweight = sum(dy * xhat) over the leading axes.
+        """
+        xhat = self.multiply(x, rstd)
+        g = self._scaled(dy, weight, None)
+        slope = self.mean(self.multiply(g, xhat), axis=tuple(range(-axes, 0)), keepdims=True)
+        dx = self.multiply(rstd, self.subtract(g, self.multiply(xhat, slope)))
+        return dx, self.sum_to(self.multiply(dy, xhat), x.shape[x.ndim - axes :])

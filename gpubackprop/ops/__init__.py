@@ -9,6 +9,7 @@ from gpubackprop.ops import (  # noqa: F401
     joining,
     losses,
     normalization,
+    norms,
     products,
     random,
     reductions,
