@@ -20,18 +20,34 @@ from gpubackprop.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gpubackprop import data as data
+    from gpubackprop import inspect as inspect
+    from gpubackprop import interop as interop
     from gpubackprop import nn as nn
     from gpubackprop import optim as optim
     from gpubackprop import training as training
+    from gpubackprop.autograd import Operation as Operation
+    from gpubackprop.autograd import Sample as Sample
+    from gpubackprop.autograd import Spec as Spec
+    from gpubackprop.autograd import apply as apply
+    from gpubackprop.autograd.checkpoint import checkpoint as checkpoint
     from gpubackprop.backends.random import Generator as Generator
     from gpubackprop.backends.random import manual_seed as manual_seed
 
 
 # Imported on first use, so that `import gpubackprop` stays quick.
-_MODULES = ("data", "nn", "optim", "testing", "training")
-_RANDOM = ("Generator", "manual_seed")
+_MODULES = ("data", "inspect", "interop", "nn", "optim", "testing", "training")
+_NAMES = {
+    "Generator": "backends.random",
+    "Operation": "autograd",
+    "Sample": "autograd",
+    "Spec": "autograd",
+    "apply": "autograd",
+    "checkpoint": "autograd.checkpoint",
+    "manual_seed": "backends.random",
+}
 
-__all__ = ["Generator", "Tensor", "enable_grad", "grad", "manual_seed", "no_grad", "tensor"]
+__all__ = ["Generator", "Operation", "Sample", "Spec", "Tensor", "apply", "checkpoint"]
+__all__ += ["enable_grad", "grad", "manual_seed", "no_grad", "tensor"]
 __all__ += ["bool_", "float16", "float32", "float64", "int32", "int64", "uint8"]
 __all__ += _functions.__all__
 
@@ -39,10 +55,10 @@ __all__ += _functions.__all__
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"gpubackprop.{name}")
-    if name in _RANDOM:
-        return getattr(importlib.import_module("gpubackprop.backends.random"), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"gpubackprop.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'gpubackprop' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_RANDOM})
+    return sorted({*globals(), *_MODULES, *_NAMES})

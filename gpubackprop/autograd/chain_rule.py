@@ -27,6 +27,7 @@ def run_backward(
     targets: Sequence[Tensor] | None = None,
     create_graph: bool = False,
     retain_graph: bool = False,
+    start: int = 0,
 ) -> list[Any]:
     """The chain rule from `roots` down.
 
@@ -39,6 +40,8 @@ def run_backward(
     create_graph : record the backward rules themselves, so that their results can be differentiated
         again.
     retain_graph : keep the saved values for a further pass.
+    start : go through no node of a lower number, so that `targets` older than that are where the
+        walk ends even if one was computed from another.
 
     Returns
     -------
@@ -49,7 +52,7 @@ def run_backward(
     pending: dict[Node, list[Any]] = {}
     found: dict[tuple[int, int], Any] = {}
     slots = None if targets is None else {_slot(t) for t in targets}
-    useful = None if targets is None else _leading_to(roots, targets)
+    useful = None if targets is None else _leading_to(roots, targets, start)
     # Slots whose array was made by a sum here, so that nobody else holds it.
     owned: set[tuple[int, int]] = set()
 
@@ -103,7 +106,9 @@ def run_backward(
             state.rule_backend = node.backend
             saved = _saved_tensors(node)
         dy: Any = waiting[0]
-        if op.outputs != "one":
+        if op.outputs == "given":
+            dy = tuple(waiting)
+        elif op.outputs != "one":
             dy = tuple(
                 kernels.zeros(shape, dtype) if g is None else g
                 for g, (shape, dtype) in zip(waiting, node.specs, strict=True)
@@ -158,24 +163,26 @@ def _slot(t: Tensor) -> tuple[int, int]:
     return (id(t.node or t), t.index)
 
 
-def nodes_below(roots: Iterable[Node | None]) -> Iterator[Node]:
-    """Every recorded call at or below `roots`, each once, in no particular order."""
-    seen = {node for node in roots if node is not None}
+def nodes_below(roots: Iterable[Node | None], start: int = 0) -> Iterator[Node]:
+    """Every recorded call at or below `roots`, each once, in no particular order; nothing at or
+    below a call whose number is lower than `start`."""
+    seen = {node for node in roots if node is not None and node.number >= start}
     stack = list(seen)
     while stack:
         node = stack.pop()
         yield node
         for edge in node.edges:
-            if type(edge) is Node and edge not in seen:
+            if type(edge) is Node and edge not in seen and edge.number >= start:
                 seen.add(edge)
                 stack.append(edge)
 
 
-def _leading_to(roots: Sequence[Tensor], targets: Sequence[Tensor]) -> set[Node]:
-    """The nodes at or below `roots` through whose inputs some target can be reached."""
+def _leading_to(roots: Sequence[Tensor], targets: Sequence[Tensor], start: int) -> set[Node]:
+    """The nodes at or below `roots`, from number `start` on, through whose inputs some target can
+    be reached."""
     goal = {id(t.node or t) for t in targets}
     useful: set[Node] = set()
-    for node in sorted(nodes_below(r.node for r in roots), key=lambda n: n.number):
+    for node in sorted(nodes_below((r.node for r in roots), start), key=lambda n: n.number):
         if any(
             e is not None and (id(e) in goal or (type(e) is Node and e in useful))
             for e in node.edges

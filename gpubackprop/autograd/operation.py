@@ -63,9 +63,10 @@ class Operation:
         with `extras`, the result followed by the extra values. With ``outputs="many"`` the result
         is a tuple.
     backward : ``backward(K, call, dy, *saved, **params)`` returns one cotangent per input, None
-        where there is none. `dy` is the cotangent of the result (a tuple for many outputs), `saved`
-        the values that `saves` names. ``call.needs`` tells which inputs want a cotangent,
-        ``call.shapes`` the inputs' shapes. None: the operation has no derivative.
+        where there is none. `dy` is the cotangent of the result (a tuple for many outputs, with
+        None for one that never arrived where ``outputs="given"``), `saved` the values that `saves`
+        names. ``call.needs`` tells which inputs want a cotangent, ``call.shapes`` the inputs'
+        shapes. None: the operation has no derivative.
     infer : ``infer(*specs, **params)`` gives the result's ``Spec`` (a tuple for many outputs) or
         raises ``ShapeError`` or ``DTypeError`` in words. It runs only when a kernel has failed, or
         always where `strict`.

@@ -43,6 +43,7 @@ class _State(threading.local):
     recording: bool = True
     observer: Observer | None = None
     rule_backend: Backend | None = None  # where a rule that runs on the tape makes its constants
+    recomputing: bool = False  # a checkpointed function runs for the second time
 
 
 STATE = _State()

@@ -23,7 +23,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import numpy as np
@@ -48,9 +48,10 @@ from gpubackprop.backends.philox import (
     random_bits,
 )
 from gpubackprop.backends.primitives import DType, Shape
-from gpubackprop.errors import ConfigError
+from gpubackprop.errors import ConfigError, GradientError
 
 __all__ = [
+    "Draw",
     "Generator",
     "bernoulli",
     "default_generator",
@@ -59,6 +60,8 @@ __all__ = [
     "normal",
     "permutation",
     "random_bits",
+    "recorded_draws",
+    "replayed_draws",
     "truncated_normal",
     "uniform",
     "using",
@@ -66,6 +69,19 @@ __all__ = [
 
 _WORD = 0xFFFFFFFF
 _OFFSET = 0xFFFFFFFFFFFFFFFF
+
+Place = tuple[int, int, int]
+Draw = tuple[int, Place]
+"""A draw that was made: how many words, and where they begin."""
+
+
+class _Watch(threading.local):
+    """Stands between a thread and its draws where they are recorded or repeated."""
+
+    draw: Callable[[Generator, int], Place] | None = None
+
+
+_WATCH = _Watch()
 
 
 class Generator:
@@ -117,7 +133,7 @@ class Generator:
     def __repr__(self) -> str:
         return f"Generator(seed={self._seed}, stream={self._stream}, offset={self._offset})"
 
-    def take(self, n_words: int) -> tuple[int, int, int]:
+    def take(self, n_words: int) -> Place:
         """Set aside the next `n_words` words, in whole blocks, and return where they begin.
 
         Returns
@@ -128,6 +144,10 @@ class Generator:
         """
         if n_words < 0:
             raise ConfigError(f"cannot take {n_words} random words")
+        watch = _WATCH.draw
+        return self._next(n_words) if watch is None else watch(self, n_words)
+
+    def _next(self, n_words: int) -> Place:
         blocks = -(-int(n_words) // WORDS_PER_BLOCK)
         with self._lock:
             start = self._offset
@@ -257,3 +277,53 @@ def using(generator: Generator) -> Iterator[Generator]:
         yield generator
     finally:
         _replacement.reset(token)
+
+
+@contextlib.contextmanager
+def recorded_draws(draws: list[Draw]) -> Iterator[None]:
+    """Write down every draw that this thread makes within the block, whatever the generator."""
+    outer = _WATCH.draw
+
+    def draw(generator: Generator, n_words: int) -> Place:
+        place = generator._next(n_words) if outer is None else outer(generator, n_words)
+        draws.append((n_words, place))
+        return place
+
+    _WATCH.draw = draw
+    try:
+        yield
+    finally:
+        _WATCH.draw = outer
+
+
+@contextlib.contextmanager
+def replayed_draws(draws: list[Draw]) -> Iterator[Callable[[], int]]:
+    """Give this thread the draws that were recorded, in their order; no generator moves.
+
+    Yields
+    ------
+    A function that tells how many draws are left.
+
+    Raises
+    ------
+    GradientError
+        More draws are made, or of another size.
+    """
+    outer, made = _WATCH.draw, 0
+
+    def draw(generator: Generator, n_words: int) -> Place:
+        nonlocal made
+        if made == len(draws) or draws[made][0] != n_words:
+            was = f"{draws[made][0]} words" if made < len(draws) else "no further one"
+            raise GradientError(
+                f"random draw {made + 1} of a repeated run asks for {n_words} words where the first"
+                f" run made {was}; it must do the same both times"
+            )
+        made += 1
+        return draws[made - 1][1]
+
+    _WATCH.draw = draw
+    try:
+        yield lambda: len(draws) - made
+    finally:
+        _WATCH.draw = outer

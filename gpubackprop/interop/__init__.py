@@ -1,0 +1,1 @@
+"""Layer 7: other libraries' files and arrays."""
