@@ -12,6 +12,7 @@ from gpubackprop.ops import (  # noqa: F401
     norms,
     products,
     random,
+    recurrent,
     reductions,
     selection,
     shape,
