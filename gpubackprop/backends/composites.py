@@ -307,9 +307,7 @@ class Composites(Primitives):
         return dx, self.sum_to(self.multiply(dy, xhat), x.shape[x.ndim - axes :])
 
     # What every normalisation shares.
-    def _standardized(
-        self, x: Array, over: Shape, eps: float
-    ) -> tuple[Array, Array, Array, Array]:
+    def _standardized(self, x: Array, over: Shape, eps: float) -> tuple[Array, Array, Array, Array]:
         """(x - mean) / sqrt(var + eps) with the mean and the variance over the axes `over`; then
         mean, var and 1/sqrt(var + eps), with those axes kept at size one."""
         mean = self.mean(x, axis=over, keepdims=True)

@@ -1,7 +1,7 @@
 """Kernels of normalisation over a batch, over groups of channels, and by the root mean square.
 
-Definitions, like those of ``composites.py``: a backend may override any of them. Arrays are channels
-last, (N, *spatial, C).
+Definitions, like those of ``composites.py``: a backend may override any of them. Arrays are
+channels last, (N, *spatial, C).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class NormKernels(Composites):
     def batch_norm(
         self, x: Array, weight: Array | None, bias: Array | None, eps: float
     ) -> tuple[Array, Array, Array, Array]:
-        """(x - mean) / sqrt(var + eps) * weight + bias for each channel, with mean and variance over
-        all axes but the last (Ioffe & Szegedy 2015, algorithm 1).
+        """(x - mean) / sqrt(var + eps) * weight + bias for each channel, with mean and variance
+        over all axes but the last (Ioffe & Szegedy 2015, algorithm 1).
 
         Returns
         -------
@@ -68,8 +68,8 @@ class NormKernels(Composites):
     def group_norm(
         self, x: Array, weight: Array | None, bias: Array | None, groups: int, eps: float
     ) -> tuple[Array, Array, Array]:
-        """(x - mean) / sqrt(var + eps) * weight + bias, with mean and variance over the spatial axes
-        and over C / groups neighbouring channels of each sample (Wu & He 2018).
+        """(x - mean) / sqrt(var + eps) * weight + bias, with mean and variance over the spatial
+        axes and over C / groups neighbouring channels of each sample (Wu & He 2018).
 
         Returns
         -------

@@ -38,6 +38,16 @@ from gpubackprop.nn.loss_modules import (
     SmoothL1Loss,
 )
 from gpubackprop.nn.module import Module
+from gpubackprop.nn.norms import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    RMSNorm,
+)
 from gpubackprop.nn.parameter import Parameter
 
 __all__ = [
@@ -46,12 +56,19 @@ __all__ = [
     "Arena",
     "BCELoss",
     "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
     "Flatten",
+    "GroupNorm",
     "HuberLoss",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "KLDivLoss",
     "L1Loss",
     "Lambda",
@@ -67,6 +84,7 @@ __all__ = [
     "NLLLoss",
     "Parameter",
     "QuadraticCost",
+    "RMSNorm",
     "ReLU",
     "Sequential",
     "SiLU",

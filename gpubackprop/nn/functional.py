@@ -27,10 +27,12 @@ from gpubackprop.nn.losses import (
     quadratic_cost,
     smooth_l1_loss,
 )
+from gpubackprop.nn.norm_functions import batch_norm, group_norm, instance_norm, rms_norm
 from gpubackprop.nn.padding import pad
 
 __all__ = [
     "accuracy",
+    "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
@@ -39,8 +41,10 @@ __all__ = [
     "embedding",
     "flatten",
     "gelu",
+    "group_norm",
     "hardtanh",
     "huber_loss",
+    "instance_norm",
     "kl_div",
     "l1_loss",
     "layer_norm",
@@ -54,6 +58,7 @@ __all__ = [
     "pad",
     "quadratic_cost",
     "relu",
+    "rms_norm",
     "sigmoid",
     "silu",
     "smooth_l1_loss",
