@@ -2,6 +2,7 @@
 
 from gpubackprop.ops import (  # noqa: F401
     activations,
+    attention,
     convolution,
     cross_entropy,
     elementwise,
@@ -10,6 +11,7 @@ from gpubackprop.ops import (  # noqa: F401
     losses,
     normalization,
     norms,
+    pooling,
     products,
     random,
     recurrent,

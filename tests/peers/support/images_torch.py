@@ -42,4 +42,49 @@ def scatter_windows(dy: Any, spatial: Any, stride: Any, dilation: Any) -> Any:
     return found
 
 
-TORCH: dict[str, Callable[..., Any]] = {"windows": windows, "scatter_windows": scatter_windows}
+def first(x: Any) -> Any:
+    """Channels before the spatial axes, as PyTorch has them."""
+    return torch.movedim(x, -1, 1)
+
+
+def last(x: Any) -> Any:
+    """Channels after the spatial axes."""
+    return torch.movedim(x, 1, -1)
+
+
+def max_pool(
+    x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool = False
+) -> Any:
+    pool = getattr(torch.nn.functional, f"max_pool{len(kernel)}d")
+    return last(pool(first(x), kernel, stride, padding, dilation, ceil))
+
+
+def avg_pool(
+    x: Any,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    n = len(kernel)
+    pool = getattr(torch.nn.functional, f"avg_pool{n}d")
+    more = (divisor_override,) if n > 1 else ()
+    return last(pool(first(x), kernel, stride, padding, ceil, count_include_pad, *more))
+
+
+def avg_pool_backward(dy: Any, spatial: Any, **options: Any) -> Any:
+    """By PyTorch's own chain rule."""
+    x = torch.zeros(dy.shape[0], *spatial, dy.shape[-1], dtype=dy.dtype, requires_grad=True)
+    (found,) = torch.autograd.grad(avg_pool(x, **options), x, dy, create_graph=True)
+    return found
+
+
+TORCH: dict[str, Callable[..., Any]] = {
+    "windows": windows,
+    "scatter_windows": scatter_windows,
+    "max_pool": max_pool,
+    "avg_pool": avg_pool,
+    "avg_pool_backward": avg_pool_backward,
+}
