@@ -41,6 +41,12 @@ def add_arguments(parser: Parser) -> None:
     add_device(parser)
     parser.add_argument("--epochs", type=whole_number, metavar="N", help="how many epochs in all")
     parser.add_argument("--seed", type=seed, metavar="S", help="of weights, order and dropout")
+    parser.add_argument(
+        "--accumulate",
+        type=whole_number,
+        metavar="K",
+        help="compute each batch in K pieces, one after the other: the same update, less memory",
+    )
     add_data_dir(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run (default: a new one, runs/RECIPE)"
@@ -131,6 +137,7 @@ def make_trainer(job: Job, **options: Any) -> Trainer:
         schedule=None if constant else job.schedule,
         clip_norm=train.clip_norm,
         clip_value=train.clip_value,
+        accumulate=train.accumulate or 1,
         stopping=stopping,
         checkpoint_steps=train.checkpoint_steps,
         config={"recipe": settings(job.recipe), "data": fingerprint(job.data)},
@@ -158,6 +165,8 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         given.append(f"train.epochs={options.epochs}")
     if options.seed is not None:
         given.append(f"train.seed={options.seed}")
+    if options.accumulate is not None:
+        given.append(f"train.accumulate={options.accumulate}")
     return given
 
 

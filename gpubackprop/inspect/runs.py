@@ -54,6 +54,7 @@ class TracedRun:
             schedule=job.schedule,
             clip_norm=train.clip_norm,
             clip_value=train.clip_value,
+            accumulate=train.accumulate or 1,
         )
         job.model.train()
         for _, batch in zip(range(count), self._batches(), strict=False):

@@ -37,11 +37,13 @@ TRAIN: dict[str, Option] = {
     "keep_best": Option(bool, False),
     "clip_norm": Option(float, None, above=0.0, most=1e9),
     "clip_value": Option(float, None, above=0.0, most=1e9),
+    "accumulate": Option(int, None, least=1, most=1_000_000),
     "checkpoint_steps": Option(int, None, least=1, most=1_000_000_000),
     "eval_batch_size": Option(int, 1000, least=1, most=1_000_000),
 }
 """What ``[train]`` may hold. ``validation`` is the share of the training part that is set aside to
-watch; without it the test part is watched, and nothing may be chosen by it."""
+watch; without it the test part is watched, and nothing may be chosen by it. ``accumulate`` cuts
+each batch into that many pieces that are computed one after the other."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Train:
     keep_best: bool
     clip_norm: float | None
     clip_value: float | None
+    accumulate: int | None
     checkpoint_steps: int | None
     eval_batch_size: int
 
@@ -231,6 +234,11 @@ def _layers(source: str, raw: Any) -> tuple[Choice, ...]:
 
 def _train(place: Place, raw: Any) -> Train:
     train = Train(**check_options(place, table(place, raw), TRAIN))
+    if train.accumulate is not None and train.accumulate > train.batch_size:
+        raise place.error(
+            f"accumulate = {train.accumulate} cuts batches of {train.batch_size} samples "
+            "(batch_size) into pieces of less than one"
+        )
     chooses = train.patience is not None or train.keep_best
     if chooses and not train.validation:
         key = "keep_best" if train.patience is None else "patience"

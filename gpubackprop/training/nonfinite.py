@@ -44,20 +44,20 @@ def values_finite(optimizer: Optimizer) -> bool:
 
 def find(
     model: Module,
-    loss: Callable[[Any, Tensor], Tensor],
     optimizer: Optimizer,
     batch: Sequence[Tensor],
     random: Mapping[str, Any],
+    run: Callable[[], Any],
 ) -> str:
     """Run a batch again and say in words where the first value that is not finite came from.
 
     Parameters
     ----------
     model : the network, with the weights of before the batch.
-    loss : ``loss(outputs, target)``.
     optimizer : holds the parameters; its gradients are forgotten.
     batch : the tensors of the batch; the last is the target.
     random : ``model.random_state()`` of before the batch; the network is left there.
+    run : makes the forward and the backward pass over the batch.
 
     Returns
     -------
@@ -77,8 +77,7 @@ def find(
     optimizer.zero_grad()
     model.load_random_state(random)
     try:
-        *inputs, target = batch
-        loss(model(*inputs), target).backward()
+        run()
     except _Found as found:
         return str(found)
     finally:

@@ -15,7 +15,7 @@ import numpy as np
 from gpubackprop.autograd import Tensor
 from gpubackprop.data import DataLoader
 from gpubackprop.errors import CheckpointError, ConfigError, NonFiniteError
-from gpubackprop.nn import Module, Parameter
+from gpubackprop.nn import Module
 from gpubackprop.optim import Optimizer, Scheduler, clip_grad_norm_, clip_grad_value_
 from gpubackprop.optim.schedules import Schedule
 from gpubackprop.training import nonfinite
@@ -26,6 +26,7 @@ from gpubackprop.training.interrupt import Guard, Interrupted
 from gpubackprop.training.progress import Progress
 from gpubackprop.training.result import FitResult
 from gpubackprop.training.state import RunState, differences, pack, unpack
+from gpubackprop.training.step import Step
 from gpubackprop.training.stopping import EarlyStopping
 
 METRICS = "metrics.jsonl"
@@ -44,6 +45,8 @@ class Trainer:
     accuracy : whether the targets are classes, so that accuracy can be counted.
     schedule : factor of the learning rate as a function of the step.
     clip_norm, clip_value : bounds of the gradients' global norm and of each element.
+    accumulate : cut each batch into so many pieces, one after the other, whose gradients add up to
+        that of the batch: the memory of a piece, the update of the whole. See :class:`Step`.
     stopping : watches the validation figures and keeps the best weights.
     progress : shows what goes on; nothing by default.
     out : folder of checkpoints and ``metrics.jsonl``; None keeps nothing.
@@ -81,6 +84,7 @@ class Trainer:
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        accumulate: int = 1,
         stopping: EarlyStopping | None = None,
         progress: Progress | None = None,
         out: str | Path | None = None,
@@ -106,16 +110,14 @@ class Trainer:
         self.folder = None if out is None else CheckpointFolder(Path(out))
         self.checkpoint_steps = checkpoint_steps
         self.config, self.info, self.attached = config or {}, info or {}, attached or {}
-        self.backend = optimizer.arena.parameters[0].backend
+        self._step = Step(model, self._cost, optimizer, accumulate, loader.batch_size)
+        self.backend = self._step.backend
         self.run = RunState()
         self._best: dict[str, np.ndarray[Any, Any]] | None = None
         self._latest: dict[str, np.ndarray[Any, Any]] | None = None
         self._resumed = False
         self._guard = Guard()
         self._generators = [g for _, g in model.named_generators()]
-        # A backward pass writes the gradients of parameters into the arena; those of plain tensors
-        # have to be brought there.
-        self._loose = not all(isinstance(p, Parameter) for p in optimizer.arena.parameters)
         self._mark = 0.0
 
     # Checkpoints.
@@ -295,23 +297,11 @@ class Trainer:
         NonFiniteError
             See :meth:`fit`.
         """
-        optimizer, kernels = self.optimizer, self.backend
+        optimizer = self.optimizer
         places = [g.state() for g in self._generators]
-        *inputs, target = tensors(batch, kernels)
-        optimizer.zero_grad()
-        loss = self.loss(self.model(*inputs), target)
-        loss.backward()
-        if self._loose:
-            optimizer.arena.gather()
-        # The cost and the sum of squares of each gradient buffer, read from the device at once.
-        parts = [kernels.reshape(loss.array, (1,))]
-        for g in optimizer.arena.grads:
-            parts.append(kernels.reshape(kernels.matmul(g, g), (1,)))
-        numbers = kernels.to_numpy(kernels.concatenate(parts)).tolist()
-        if not math.isfinite(sum(numbers)):
-            # A sum of squares overflows long before the gradients do.
-            if not math.isfinite(numbers[0]) or not nonfinite.gradients_finite(optimizer):
-                raise self._explained([*inputs, target], places)
+        value, finite = self._step.gradients(batch)
+        if not finite:
+            raise self._explained(batch, places)
         if self.clip_value is not None:
             clip_grad_value_(optimizer, self.clip_value)
         if self.clip_norm is not None:
@@ -320,13 +310,23 @@ class Trainer:
             self.scheduler.set_step(self.run.step)
         optimizer.step()
         self.run.step += 1
-        return numbers[0]
+        return value
 
-    def _explained(self, batch: list[Tensor], places: list[tuple[int, int, int]]) -> NonFiniteError:
+    def _cost(self, outputs: Any, target: Tensor) -> Tensor:
+        """The loss that is set now: it may be exchanged between two epochs."""
+        return self.loss(outputs, target)
+
+    def _explained(self, batch: Batch, places: list[tuple[int, int, int]]) -> NonFiniteError:
         """The error for a batch whose cost or gradient is not finite."""
         paths = [path for path, _ in self.model.named_generators()]
         before = {path: list(place) for path, place in zip(paths, places, strict=True)}
-        words = nonfinite.find(self.model, self.loss, self.optimizer, batch, before)
+        words = nonfinite.find(
+            self.model,
+            self.optimizer,
+            tensors(batch, self.backend),
+            before,
+            lambda: self._step.run(batch),
+        )
         self._generators = [g for _, g in self.model.named_generators()]
         run = self.run
         return NonFiniteError(

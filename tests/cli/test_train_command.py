@@ -384,6 +384,19 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(run, start, here):
     assert left == right and len(left) == 12
 
 
+def test_batches_in_pieces(run, here):
+    settings = ("--device", "cpu", "--epochs", "2", "--json")
+    whole = json.loads(run("train", "two-moons", *settings, "--out", "whole").out)
+    cut = json.loads(run("train", "two-moons", *settings, "--out", "cut", "--accumulate", "4").out)
+    assert cut["steps"] == whole["steps"]
+    assert abs(cut["train_loss"] - whole["train_loss"]) < 1e-5
+    assert "accumulate = 4" in (here / "cut" / "recipe.toml").read_text()
+    assert "accumulate" not in (here / "whole" / "recipe.toml").read_text()
+    assert run("train", "two-moons", *settings, "--out", "cut", "--resume").status == 0
+    refused = run("train", "two-moons", "--out", "cut", "--resume", "--accumulate", "2")
+    assert refused.status == 1 and "accumulate" in refused.err
+
+
 def read_step(folder) -> int:
     try:
         return json.loads((folder / "checkpoint.json").read_text())["progress"]["step"]

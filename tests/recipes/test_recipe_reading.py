@@ -203,6 +203,7 @@ def test_wrong_overrides(file, override, words):
         ("schedule.name=cosine", lambda r: r.schedule.name == "cosine"),
         ('schedule.name="cosine"', lambda r: r.schedule.name == "cosine"),
         ("model.layers.0.units=9", lambda r: r.layers[0].options["units"] == 9),
+        ("train.accumulate=2", lambda r: r.train.accumulate == 2),
         ("train.drop_last=true", lambda r: r.train.drop_last is True),
         ("summary=a b = c", lambda r: r.summary == "a b = c"),
         ("summary=[unclosed", lambda r: r.summary == "[unclosed"),
@@ -210,6 +211,11 @@ def test_wrong_overrides(file, override, words):
 )
 def test_overrides(file, override, read):
     assert read(recipes.load(file, [override]))
+
+
+def test_more_pieces_than_samples_of_a_batch(file):
+    text = refused(file, "train.accumulate=33")
+    assert "[train]: accumulate = 33 cuts batches of 32 samples" in text
 
 
 def test_a_value_cannot_smuggle_in_a_second_key(file):
