@@ -17,7 +17,13 @@ from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.primitives import Primitives
 from gpubackprop.backends.updates import Updates
 from gpubackprop.testing.calls import layouts, place
-from tests.backends.support import attention_cases, images_cases, norms_cases, recurrent_cases
+from tests.backends.support import (
+    attention_cases,
+    convolution_cases,
+    images_cases,
+    norms_cases,
+    recurrent_cases,
+)
 
 PRIMITIVES = {*Primitives.__annotations__, *vars(Primitives)}
 DEFINED = [n for n in kernel_names() if n not in PRIMITIVES]
@@ -134,7 +140,13 @@ def calls_of(kernel: str) -> Iterator[Case]:
                     yield f"{shape} {axes} plain", (dy, x, None, mean, rstd, axes), {}
     if kernel.startswith(("softmax_cross_entropy", "smoothed_targets")):
         yield from cross_entropies(kernel)
-    for group in (images_cases, norms_cases, recurrent_cases, attention_cases):
+    for group in (
+        attention_cases,
+        convolution_cases,
+        images_cases,
+        norms_cases,
+        recurrent_cases,
+    ):
         yield from group.cases(kernel)
 
 

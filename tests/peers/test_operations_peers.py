@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed; make peer
 # These import PyTorch at their head, so only where it is there.
 from tests.peers.support import (  # noqa: E402
     attention_torch,
+    convolution_torch,
     images_torch,
     norms_torch,
     recurrent_torch,
@@ -251,6 +252,7 @@ TORCH: dict[str, Any] = {
     "softmax_cross_entropy": cross_entropy,
     "layer_norm": layer_norm,
     "dropout": dropout,
+    **convolution_torch.TORCH,
     **images_torch.TORCH,
     **norms_torch.TORCH,
     **recurrent_torch.TORCH,
