@@ -289,7 +289,9 @@ class AttentionKernels(Composites):
         b, h, tq, _ = q.shape
         height, width = rows[1] - rows[0], keep_row(keys)
         # The words of all rows of a head follow one another; those of a block do within a head.
-        heads = [range(b * h)] if height == tq else [range(i, i + 1) for i in range(b * h)]
+        heads = (
+            [range(b * h)] if height == tq or not b * h else [range(i, i + 1) for i in range(b * h)]
+        )
         parts = [
             self.bernoulli(
                 (len(part), height, width),
