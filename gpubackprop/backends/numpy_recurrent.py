@@ -60,9 +60,7 @@ class NumPyRecurrent(ArrayBackend):
         reverse: bool = False,
     ) -> tuple[Array, Array]:
         if not _alike(hidden, dy, dh, w_hh):
-            return super().rnn_steps_backward(
-                dy, dh, w_hh, hidden, lengths, nonlinearity, reverse
-            )
+            return super().rnn_steps_backward(dy, dh, w_hh, hidden, lengths, nonlinearity, reverse)
         one, zero = ONE[dh.dtype], ZERO[dh.dtype]
         dprojected = np.empty(dy.shape, dy.dtype)
         dh, weight = dh.copy(), _packed(w_hh)
@@ -134,14 +132,12 @@ class NumPyRecurrent(ArrayBackend):
         reverse: bool = False,
     ) -> tuple[Array, Array, Array]:
         if not _alike(gates, dy, dh, dc, w_hh, cells):
-            return super().lstm_steps_backward(
-                dy, dh, dc, w_hh, cells, gates, lengths, reverse
-            )
+            return super().lstm_steps_backward(dy, dh, dc, w_hh, cells, gates, lengths, reverse)
         one = ONE[dh.dtype]
         dprojected = np.empty(gates.shape, gates.dtype)
         dh, dc, weight = dh.copy(), dc.copy(), _packed(w_hh)
         before, after = (cells[1:], cells[:-1]) if reverse else (cells[:-1], cells[1:])
-        # The slope of a gate is (k + y) * (1 - y) at its value y: k = 0 for the sigmoid, 1 for tanh.
+        # A gate of value y has the slope (k + y) * (1 - y): k is 0 for a sigmoid, 1 for tanh.
         k = _repeated(len(dh), (0.0, 0.0, 1.0, 0.0), dh.shape[1], dh.dtype)
         slope, work = np.empty(k.shape, k.dtype), np.empty(dh.shape, dh.dtype)
         squashed = np.empty(dh.shape, dh.dtype)
@@ -230,9 +226,7 @@ class NumPyRecurrent(ArrayBackend):
         reverse: bool = False,
     ) -> tuple[Array, Array, Array]:
         if not _alike(gates, dy, dh, w_hh, hidden, inner):
-            return super().gru_steps_backward(
-                dy, dh, w_hh, hidden, gates, inner, lengths, reverse
-            )
+            return super().gru_steps_backward(dy, dh, w_hh, hidden, gates, inner, lengths, reverse)
         one = ONE[dh.dtype]
         dprojected = np.empty(gates.shape, gates.dtype)
         drecurrent = np.empty(gates.shape, gates.dtype)

@@ -15,6 +15,14 @@ from gpubackprop.nn.activations import (
 )
 from gpubackprop.nn.arena import Arena
 from gpubackprop.nn.containers import ModuleDict, ModuleList, Sequential
+from gpubackprop.nn.conv_layers import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from gpubackprop.nn.layers import (
     Dropout,
     Embedding,
@@ -49,20 +57,32 @@ from gpubackprop.nn.norms import (
     RMSNorm,
 )
 from gpubackprop.nn.parameter import Parameter
+from gpubackprop.nn.recurrent import GRU, LSTM, RNN
+from gpubackprop.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "Arena",
     "BCELoss",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
     "Flatten",
+    "GRUCell",
     "GroupNorm",
     "HuberLoss",
     "Identity",
@@ -72,6 +92,7 @@ __all__ = [
     "KLDivLoss",
     "L1Loss",
     "Lambda",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -85,6 +106,7 @@ __all__ = [
     "Parameter",
     "QuadraticCost",
     "RMSNorm",
+    "RNNCell",
     "ReLU",
     "Sequential",
     "SiLU",
