@@ -61,7 +61,8 @@ def batch_norm(
         If there are no running averages to evaluate with.
     """
     channels = _channels("batch_norm", input, channels_last)
-    _check_length("batch_norm", channels, input, running_mean=running_mean, running_var=running_var)
+    stats = {"running_mean": running_mean, "running_var": running_var}
+    _check_length("batch_norm", channels, input, **stats, weight=weight, bias=bias)
     if not training:
         return _by_running(
             "batch_norm", input, running_mean, running_var, weight, bias, eps, channels_last
@@ -119,7 +120,8 @@ def instance_norm(
     """
     name = "instance_norm"
     channels = _channels(name, input, channels_last)
-    _check_length(name, channels, input, running_mean=running_mean, running_var=running_var)
+    stats = {"running_mean": running_mean, "running_var": running_var}
+    _check_length(name, channels, input, **stats, weight=weight, bias=bias)
     if not use_input_stats:
         return _by_running(name, input, running_mean, running_var, weight, bias, eps, channels_last)
     spatial = input.shape[1:-1] if channels_last else input.shape[2:]
@@ -165,7 +167,8 @@ def group_norm(
     ShapeError
         If the channels cannot be split into so many groups, or a shape does not fit.
     """
-    _channels("group_norm", input, channels_last)
+    channels = _channels("group_norm", input, channels_last)
+    _check_length("group_norm", channels, input, weight=weight, bias=bias)
     return _on_last(
         input,
         channels_last,
@@ -225,12 +228,12 @@ def _channels(name: str, input: Tensor, channels_last: bool) -> int:
     return input.shape[-1 if channels_last else 1]
 
 
-def _check_length(name: str, channels: int, input: Tensor, **stats: Stats) -> None:
-    for argument, s in stats.items():
+def _check_length(name: str, channels: int, input: Tensor, **given: Stats) -> None:
+    for argument, s in given.items():
         if s is not None and s.shape != (channels,):
             raise ShapeError(
-                f"{name}: {argument} has shape {s.shape} and must have the {channels} channels of "
-                f"input (shape {input.shape})"
+                f"{name}: {argument} has shape {s.shape} and must have ({channels},), the channels "
+                f"of input (shape {input.shape})"
             )
 
 

@@ -43,6 +43,7 @@ class _Tracking(_Affine):
     running averages of mean and variance."""
 
     axes: ClassVar[tuple[int, ...]]
+    plain_mean: ClassVar[bool]  # whether momentum=None stands for the mean of all batches
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -63,10 +64,11 @@ class _Tracking(_Affine):
         owner = type(self).__name__
         self.num_features = _size(owner, "num_features", num_features)
         self.eps = _eps(owner, eps)
-        if momentum is not None and not 0.0 <= momentum <= 1.0:
+        known = self.plain_mean if momentum is None else 0.0 <= momentum <= 1.0
+        if not known:
+            more = ", or None for the mean of all batches" if self.plain_mean else ""
             raise ConfigError(
-                f"{owner}: momentum must be a number in [0, 1], or None for the mean of all "
-                f"batches, not {momentum!r}"
+                f"{owner}: momentum must be a number in [0, 1]{more}, not {momentum!r}"
             )
         self.momentum = momentum
         self.affine = bool(affine)
@@ -114,18 +116,6 @@ class _Tracking(_Affine):
     def _channel_axis(self, input: Tensor) -> int:
         return -1 if self.channels_last else 1
 
-    def _momentum(self) -> Any:
-        """The momentum of this batch; in training the batch is counted."""
-        count = self.num_batches_tracked
-        if count is None or self.running_mean is None or not self.training:
-            return 0.0 if self.momentum is None else self.momentum
-        if not getattr(STATE, "recomputing", False):
-            count.backend.add(count.array, 1, out=count.array)
-            count.mark_changed()
-        if self.momentum is not None:
-            return self.momentum
-        return F.cumulative_momentum(count, self.running_mean.dtype)
-
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}, "
@@ -134,6 +124,8 @@ class _Tracking(_Affine):
 
 
 class _BatchNorm(_Tracking):
+    plain_mean = True
+
     def forward(self, input: Tensor) -> Tensor:
         """The normalised input, of its shape."""
         self._check(input)
@@ -148,6 +140,18 @@ class _BatchNorm(_Tracking):
             self.eps,
             channels_last=self.channels_last,
         )
+
+    def _momentum(self) -> Any:
+        """The momentum of this batch; in training the batch is counted."""
+        count = self.num_batches_tracked
+        if count is None or self.running_mean is None or not self.training:
+            return 0.0 if self.momentum is None else self.momentum
+        if not getattr(STATE, "recomputing", False):
+            count.backend.add(count.array, 1, out=count.array)
+            count.mark_changed()
+        if self.momentum is not None:
+            return self.momentum
+        return F.cumulative_momentum(count, self.running_mean.dtype)
 
 
 class BatchNorm1d(_BatchNorm):
@@ -202,11 +206,13 @@ class BatchNorm3d(_BatchNorm):
 
 
 class _InstanceNorm(_Tracking):
+    plain_mean = False
+
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float | None = 0.1,
+        momentum: float = 0.1,
         affine: bool = False,
         track_running_stats: bool = False,
         *,
@@ -238,7 +244,7 @@ class _InstanceNorm(_Tracking):
             self.weight,
             self.bias,
             self.training or self.running_mean is None,
-            self._momentum(),
+            self.momentum,
             self.eps,
             channels_last=self.channels_last,
         )
@@ -260,7 +266,7 @@ class InstanceNorm2d(_InstanceNorm):
     the same shape.
 
     Parameters and attributes are :class:`BatchNorm2d`'s; here `affine` and `track_running_stats`
-    are off by default.
+    are off by default, and `momentum` is a number. As in PyTorch, ``num_batches_tracked`` stays 0.
 
     Notes
     -----

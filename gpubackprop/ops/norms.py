@@ -5,7 +5,6 @@ Arrays are channels last, (N, *spatial, C).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -190,8 +189,6 @@ def _group_norm_infer(
             f"group_norm: the {channels} channels of x ({x}) cannot be split into {groups} groups "
             "of one size"
         )
-    if not math.prod(x.shape[1:]):
-        raise ShapeError(f"group_norm: a sample of x ({x}) has no elements to normalise over")
     wanted = (channels,)
     dtype = check_affine("group_norm", x, wanted, "the channels of", weight=weight, bias=bias)
     return Spec(x.shape, dtype)
