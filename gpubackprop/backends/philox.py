@@ -115,6 +115,30 @@ def random_bits(seed: int, stream: int, offset: int, n: int) -> np.ndarray:
     return lanes.view("<u4").reshape(-1)[:n].astype(np.uint32, copy=False)
 
 
+def random_blocks(seed: int, stream: int, offsets: np.ndarray) -> np.ndarray:
+    """The blocks of four random words at given places of a sequence.
+
+    Parameters
+    ----------
+    seed, stream : as in :func:`random_bits`.
+    offsets : (n,) unsigned 64-bit integers, each the counter of a block.
+
+    Returns
+    -------
+    (n, 4) array of uint32.
+        Row i is ``random_bits(seed, stream, offsets[i], 4)``.
+    """
+    lanes = np.empty((len(offsets), 2), dtype="<u8")
+    keys = _round_keys(check_seed(seed))
+    counters = np.ascontiguousarray(offsets, dtype=np.uint64)
+    scratch = np.empty((6, min(len(offsets), _CHUNK)), dtype=np.uint64)
+    for start in range(0, len(offsets), _CHUNK):
+        part = lanes[start : start + _CHUNK]
+        ramp = counters[start : start + _CHUNK]
+        _fill(part, np.uint64(0), stream, keys, ramp, [s[: len(part)] for s in scratch])
+    return lanes.view("<u4").reshape(-1, WORDS_PER_BLOCK).astype(np.uint32, copy=False)
+
+
 def _round_keys(seed: int) -> list[tuple[np.uint64, np.uint64]]:
     k0, k1 = seed & _WORD, seed >> 32
     return [

@@ -15,129 +15,21 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from gpubackprop import suggest
 from gpubackprop.data.reading import CHUNK, GZIP_MAGIC, os_reason
+from gpubackprop.data.remote import REMOTE_SETS, RemoteFile, RemoteSet
 from gpubackprop.errors import ConfigError, DataError
 
 INSTALL = "pip install 'gpubackprop[download]'"
 
+__all__ = ["REMOTE_SETS", "RemoteFile", "RemoteSet", "checksum", "fetch", "same_as"]
+
 # A partial file of another process may be in use; after this time its process is surely gone.
 _STALE_SECONDS = 24 * 3600
 _TIMEOUT_SECONDS = 30
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """One file of a published set.
-
-    Parameters
-    ----------
-    name : str
-        Name of the file, also on the server.
-    sha256 : str
-        The checksum in hexadecimal.
-    unpacked : bool
-        Whether ``sha256`` is of the decompressed content, so that any gzip packing of the same
-        content passes, and not of the file as it is.
-    max_bytes : int
-        The most bytes that the file may have, before and after unpacking.
-    """
-
-    name: str
-    sha256: str
-    unpacked: bool
-    max_bytes: int
-
-
-@dataclass(frozen=True)
-class RemoteSet:
-    """A published set: its files and the places that offer them.
-
-    Parameters
-    ----------
-    name : str
-        Name of the set; also of its folder in the cache.
-    mirrors : tuple of str
-        Addresses of folders, tried in order.
-    files : tuple of RemoteFile
-        The files.
-    """
-
-    name: str
-    mirrors: tuple[str, ...]
-    files: tuple[RemoteFile, ...]
-
-
-def _files(unpacked: bool, checksums: dict[str, str]) -> tuple[RemoteFile, ...]:
-    return tuple(
-        # The largest, the training images, has 47,040,016 bytes unpacked.
-        RemoteFile(f"{name}.gz", checksum, unpacked, 1 << 26)
-        for name, checksum in checksums.items()
-    )
-
-
-# MNIST: checksums of the published files, decompressed, because mirrors pack them differently.
-# Fashion-MNIST: checksums of the published .gz files, as torchvision states them
-# (pytorch/vision, torchvision/prototype/datasets/_builtin/mnist.py); addresses from the README of
-# zalandoresearch/fashion-mnist, which also keeps the files in its repository.
-REMOTE_SETS = {
-    remote.name: remote
-    for remote in (
-        RemoteSet(
-            "mnist",
-            (
-                "https://ossci-datasets.s3.amazonaws.com/mnist",
-                "https://storage.googleapis.com/cvdf-datasets/mnist",
-            ),
-            _files(
-                True,
-                {
-                    "train-images-idx3-ubyte": (
-                        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
-                    ),
-                    "train-labels-idx1-ubyte": (
-                        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
-                    ),
-                    "t10k-images-idx3-ubyte": (
-                        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
-                    ),
-                    "t10k-labels-idx1-ubyte": (
-                        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
-                    ),
-                },
-            ),
-        ),
-        RemoteSet(
-            "fashion-mnist",
-            (
-                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-                "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
-            ),
-            _files(
-                False,
-                {
-                    "train-images-idx3-ubyte": (
-                        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
-                    ),
-                    "train-labels-idx1-ubyte": (
-                        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
-                    ),
-                    "t10k-images-idx3-ubyte": (
-                        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
-                    ),
-                    "t10k-labels-idx1-ubyte": (
-                        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
-                    ),
-                },
-            ),
-        ),
-    )
-}
-"""The sets that ``fetch`` knows by name."""
 
 
 def fetch(
@@ -151,7 +43,7 @@ def fetch(
     Parameters
     ----------
     which : str or RemoteSet
-        ``"mnist"``, ``"fashion-mnist"``, or the description of another set.
+        A key of ``REMOTE_SETS``, such as ``"mnist"``, or the description of another set.
     folder : str or path-like, optional
         The folder of the files; made if need be. By default a folder with the set's name in the
         user's cache (on Linux ``~/.cache/gpubackprop``).
@@ -175,14 +67,8 @@ def fetch(
         if which not in REMOTE_SETS:
             raise ConfigError(suggest.unknown("set to download", which, REMOTE_SETS))
         which = REMOTE_SETS[which]
-    try:
-        import pooch
-    except ImportError as error:
-        raise DataError(
-            f"downloading {which.name} needs the package pooch: run {INSTALL}, or give the folder "
-            "of the files with --data-dir"
-        ) from error
-    target = Path(pooch.os_cache("gpubackprop")) / which.name if folder is None else Path(folder)
+    pooch = _pooch(which.name)
+    target = cache(which.name) if folder is None else Path(folder)
     # The server's own compression would be undone on the way, and the checksum would not match.
     download = pooch.HTTPDownloader(
         progressbar=progress,
@@ -201,6 +87,17 @@ def fetch(
             f"cannot keep {which.name} in {error.filename or target}: {os_reason(error)}"
         ) from error
     return target
+
+
+def cache(name: str) -> Path:
+    """Return the folder in the user's cache where ``fetch`` keeps the set of that name.
+
+    Raises
+    ------
+    DataError
+        ``pooch`` is not installed.
+    """
+    return Path(_pooch(name).os_cache("gpubackprop")) / name
 
 
 def same_as(path: Path | None, name: str) -> str:
@@ -251,6 +148,17 @@ def checksum(path: str | os.PathLike[str], *, unpacked: bool, max_bytes: int) ->
         except (EOFError, gzip.BadGzipFile, zlib.error):
             return ""
     return digest.hexdigest()
+
+
+def _pooch(name: str) -> Any:
+    try:
+        import pooch
+    except ImportError as error:
+        raise DataError(
+            f"downloading {name} needs the package pooch: run {INSTALL}, or give the folder "
+            "of the files with --data-dir"
+        ) from error
+    return pooch
 
 
 class _TooLargeError(Exception):

@@ -6,8 +6,6 @@ signature are what a recipe may set, so a new option is one new argument.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,12 @@ import numpy as np
 
 from gpubackprop import suggest
 from gpubackprop.data.csv import TASKS, Table, read_csv
-from gpubackprop.data.dataset import split_indices
 from gpubackprop.data.digits import DIGITS_LEVELS, load_digits
 from gpubackprop.data.idx import find_idx, read_mnist
 from gpubackprop.data.npz import read_npz
+from gpubackprop.data.raw import Array, Folder, Raw, divided, located
 from gpubackprop.data.toy import blobs, spirals, two_moons
 from gpubackprop.errors import ConfigError, DataError
-
-Array = np.ndarray[Any, Any]
-Folder = str | os.PathLike[str] | None
 
 DIGIT_NAMES = tuple("0123456789")
 FASHION_NAMES = (
@@ -55,37 +50,11 @@ _NPZ_NAMES = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Raw:
-    """A dataset as it was read, before scaling.
-
-    Parameters
-    ----------
-    train, test : pair of numpy.ndarray
-        Inputs, shape (samples, ...), and targets: int64 class numbers or floating numbers.
-    classes : int or None
-        Number of classes; None for a regression.
-    class_names : tuple of str or None
-        A name for each class.
-    levels : float or None
-        The largest value that the format of the inputs allows.
-    source : str
-        Where it came from, in words.
-    """
-
-    train: tuple[Array, Array]
-    test: tuple[Array, Array]
-    classes: int | None
-    class_names: tuple[str, ...] | None
-    levels: float | None
-    source: str
-
-
 def digits(data_dir: Folder, *, test_fraction: float = 0.2, split_seed: int = 0) -> Raw:
     """Return the 8x8 digits that ship with the package, split by class at random."""
     images, labels = load_digits()
     source = "digits of the package (UCI, E. Alpaydin and C. Kaynak 1998, CC BY 4.0)"
-    return _divided(images, labels, test_fraction, split_seed, DIGIT_NAMES, DIGITS_LEVELS, source)
+    return divided(images, labels, test_fraction, split_seed, DIGIT_NAMES, DIGITS_LEVELS, source)
 
 
 def mnist(data_dir: Folder, *, download: bool = True) -> Raw:
@@ -111,7 +80,7 @@ def npz(
     split_seed: int = 0,
 ) -> Raw:
     """Return arrays of an NPZ archive; what is no test part in it is split at random."""
-    file = _located("npz", data_dir, path)
+    file = located("npz", data_dir, path)
     arrays = read_npz(file)
     if x is None and y is None:
         x, y = next((pair for pair in _NPZ_NAMES if set(pair) <= arrays.keys()), (None, None))
@@ -137,7 +106,7 @@ def npz(
     both, names = _targets(file, y, both, task)
     levels = 255.0 if inputs.dtype == np.uint8 else None
     if test is None:
-        return _divided(inputs, both, test_fraction, split_seed, names, levels, str(file))
+        return divided(inputs, both, test_fraction, split_seed, names, levels, str(file))
     return Raw(
         (inputs, both[: len(inputs)]),
         (test[0], both[len(inputs) :]),
@@ -162,7 +131,7 @@ def csv(
     split_seed: int = 0,
 ) -> Raw:
     """Return the table of a CSV file; without ``test_path`` it is split at random."""
-    file = _located("csv", data_dir, path)
+    file = located("csv", data_dir, path)
     how: dict[str, Any] = {
         "target": target,
         "task": task,
@@ -175,8 +144,8 @@ def csv(
     names, source = table.class_names, str(file)
     targets = _present(table)
     if test_path is None:
-        return _divided(table.features, targets, test_fraction, split_seed, names, None, source)
-    test_file = _located("csv", data_dir, test_path)
+        return divided(table.features, targets, test_fraction, split_seed, names, None, source)
+    test_file = located("csv", data_dir, test_path)
     test = read_csv(test_file, **how)
     if test.feature_names != table.feature_names:
         raise DataError(
@@ -211,7 +180,7 @@ def moons(
     """Return two interleaved half circles."""
     points, labels = two_moons(n, noise, seed)
     source = f"two moons (n={n}, noise={noise}, seed={seed})"
-    return _divided(points, labels, test_fraction, seed, DIGIT_NAMES[:2], None, source)
+    return divided(points, labels, test_fraction, seed, DIGIT_NAMES[:2], None, source)
 
 
 def spiral_arms(
@@ -228,7 +197,7 @@ def spiral_arms(
     points, labels = spirals(n, classes, turns, noise, seed)
     source = f"spirals (n={n}, classes={classes}, turns={turns}, noise={noise}, seed={seed})"
     names = tuple(str(k) for k in range(classes))
-    return _divided(points, labels, test_fraction, seed, names, None, source)
+    return divided(points, labels, test_fraction, seed, names, None, source)
 
 
 def clouds(
@@ -244,37 +213,7 @@ def clouds(
     points, labels = blobs(n, classes, noise, seed)
     source = f"blobs (n={n}, classes={classes}, noise={noise}, seed={seed})"
     names = tuple(str(k) for k in range(classes))
-    return _divided(points, labels, test_fraction, seed, names, None, source)
-
-
-def _divided(
-    inputs: Array,
-    targets: Array,
-    test_fraction: float,
-    seed: int,
-    names: tuple[str, ...] | None,
-    levels: float | None,
-    source: str,
-) -> Raw:
-    """Hold out a part; by class where there are classes."""
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction must be between 0 and 1, got {test_fraction!r}")
-    parts = (1 - test_fraction, test_fraction)
-    by_class = targets if names is not None else None
-    train, test = split_indices(len(inputs), parts, seed=seed, stratify=by_class)
-    if not len(train) or not len(test):
-        raise DataError(
-            f"{len(inputs)} sample(s) of {source} are too few to hold out a test part of "
-            f"{test_fraction:g}"
-        )
-    return Raw(
-        (inputs[train], targets[train]),
-        (inputs[test], targets[test]),
-        None if names is None else len(names),
-        names,
-        levels,
-        source,
-    )
+    return divided(points, labels, test_fraction, seed, names, None, source)
 
 
 def _published(name: str, data_dir: Folder, download: bool, names: tuple[str, ...]) -> Raw:
@@ -308,13 +247,6 @@ def _with_files(name: str, folder: Path) -> Path:
         if find_idx(candidate, "train-images", 3) is not None:
             return candidate
     return folder
-
-
-def _located(kind: str, data_dir: Folder, path: str) -> Path:
-    if not path:
-        raise ConfigError(f"dataset {kind!r} needs the option path, the file to read")
-    # An absolute path stays as it is.
-    return Path(path) if data_dir is None else Path(data_dir) / path
 
 
 def _pair(file: Path, arrays: dict[str, Array], x: str, y: str) -> tuple[Array, Array]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.random import permutation
+from gpubackprop.backends.random import integers, permutation
 from gpubackprop.data import streams
 from gpubackprop.data.arguments import MAX_SEED, whole
+from gpubackprop.data.augment import Change
 from gpubackprop.data.dataset import Array, Dataset
 from gpubackprop.errors import ConfigError
 
@@ -37,11 +38,22 @@ class DataLoader:
     transform : callable, optional
         Takes the tuple of arrays of a batch and returns the tuple to use instead. It must depend on
         nothing but its argument, or a resumed run will not see the same batches.
+    augment : Augment or callable, optional
+        ``augment(inputs, seed=..., epoch=..., numbers=...)`` changes the first array of each batch
+        at random; see ``Augment``. ``numbers`` are the samples' numbers in ``dataset``. What it
+        does to a sample must depend on ``seed``, ``epoch`` and the number alone: then neither the
+        batch size nor the order, the device or a resumption changes what a sample looks like. For
+        training batches: a loader of samples to evaluate has none.
+    steps_per_epoch : int, optional
+        An epoch is this many batches of samples that are drawn at random with replacement, instead
+        of every sample once. For data of which an epoch would be too long to wait for, such as
+        every window of a text. Needs ``shuffle``.
 
     Raises
     ------
     ConfigError
-        No dataset, a wrong ``batch_size`` or ``seed``, or ``drop_last`` leaves no batch at all.
+        No dataset, a wrong ``batch_size`` or ``seed``, ``drop_last`` leaves no batch at all, or
+        ``steps_per_epoch`` without ``shuffle`` or samples.
 
     Notes
     -----
@@ -72,6 +84,8 @@ class DataLoader:
         drop_last: bool = False,
         device: str = "cpu",
         transform: Callable[[Batch], Batch] | None = None,
+        augment: Change | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         if not isinstance(dataset, Dataset):
             raise ConfigError(
@@ -85,6 +99,16 @@ class DataLoader:
         self.drop_last = bool(drop_last)
         self.device = device
         self.transform = transform
+        self.augment = augment
+        self.steps_per_epoch = steps_per_epoch
+        if steps_per_epoch is not None:
+            self.steps_per_epoch = whole("DataLoader", "steps_per_epoch", steps_per_epoch, 1)
+            if not self.shuffle or not len(dataset):
+                raise ConfigError(
+                    "DataLoader: steps_per_epoch draws samples at random, so it needs shuffle=True "
+                    f"and a dataset that is not empty (shuffle={self.shuffle}, {len(dataset)} "
+                    "samples)"
+                )
         self.epoch = 0
         """The epoch that the next loop over the loader will show."""
         if self.drop_last and 0 < len(dataset) < self.batch_size:
@@ -95,6 +119,8 @@ class DataLoader:
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (1 if rest and not self.drop_last else 0)
 
@@ -103,6 +129,9 @@ class DataLoader:
         epoch = _epoch(epoch)
         if not self.shuffle:
             return np.arange(len(self.dataset), dtype=np.int64)
+        if self.steps_per_epoch is not None:
+            drawn = self.steps_per_epoch * self.batch_size
+            return integers(0, len(self.dataset), drawn, seed=self.seed, stream=epoch)
         return permutation(len(self.dataset), seed=self.seed, stream=epoch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -145,10 +174,14 @@ class DataLoader:
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order(epoch) if self.shuffle else None
-        count, size = len(self.dataset), self.batch_size
+        count, size = len(self.dataset) if order is None else len(order), self.batch_size
         for number in range(start, len(self)):
             low, high = number * size, min((number + 1) * size, count)
             batch = self.dataset[slice(low, high) if order is None else order[low:high]]
+            if self.augment is not None:
+                numbers = np.arange(low, high) if order is None else order[low:high]
+                first = self.augment(batch[0], seed=self.seed, epoch=epoch, numbers=numbers)
+                batch = (first, *batch[1:])
             yield batch if self.transform is None else self.transform(batch)
 
     def _tensors(self, epoch: int) -> Iterator[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from gpubackprop.errors import ConfigError, DataError
 
 Array = np.ndarray[Any, Any]
 
-SCALES = ("none", "unit", "standard", "standard-global")
+SCALES = ("none", "unit", "standard", "standard-global", "standard-channel")
 """The ways to scale inputs; see ``fit_scaling``."""
 
 # Rows in float64 at a time while statistics are taken.
@@ -26,7 +27,8 @@ class Scaling:
     Parameters
     ----------
     offset, scale : numpy.ndarray
-        float64, of the shape of one sample or of shape (). ``scale`` has no zero.
+        float64, of the shape of one sample, of its last axis (the channels), or of shape ().
+        ``scale`` has no zero.
     dtype : numpy.dtype
         Floating dtype of the result.
 
@@ -55,18 +57,19 @@ class Scaling:
 
 
 def fit_scaling(
-    kind: str, samples: Array, *, levels: float | None = None, dtype: Any = np.float32
+    kind: str, samples: Any, *, levels: float | None = None, dtype: Any = np.float32
 ) -> Scaling:
     """Find the scaling of some training samples.
 
     Parameters
     ----------
-    kind : {"none", "unit", "standard", "standard-global"}
+    kind : {"none", "unit", "standard", "standard-global", "standard-channel"}
         ``"none"``: only the dtype changes. ``"unit"``: to the range 0 to 1, by ``levels`` where it
         is given, else by the smallest and largest value of each feature. ``"standard"``: each
         feature to mean 0 and standard deviation 1. ``"standard-global"``: the same with one mean
-        and one deviation over all features. A feature that never varies is only shifted.
-    samples : numpy.ndarray
+        and one deviation over all features. ``"standard-channel"``: the same with one for each
+        channel, the last axis of a picture. A feature that never varies is only shifted.
+    samples : numpy.ndarray or Pictures
         The training samples, shape (samples, ...): nothing of the test part may be among them.
     levels : float, optional
         The largest value that the format allows, 255 for images of bytes.
@@ -96,8 +99,12 @@ def fit_scaling(
         offset = samples.min(axis=0).astype(np.float64)
         scale = samples.max(axis=0).astype(np.float64) - offset
     elif kind != "none":
-        axes = 0 if kind == "standard" else None
-        offset, scale = _mean_and_deviation(samples, axes)
+        axes: dict[str, tuple[int, ...] | None] = {
+            "standard": (0,),
+            "standard-global": None,
+            "standard-channel": tuple(range(len(samples.shape) - 1)),
+        }
+        offset, scale = _mean_and_deviation(samples, axes[kind])
     scale = np.where((scale > 0) & np.isfinite(scale), scale, 1.0)
     return Scaling(offset, scale, np.dtype(dtype))
 
@@ -133,10 +140,11 @@ def one_hot(labels: Array, classes: int, dtype: Any = np.float32) -> Array:
     return out
 
 
-def _mean_and_deviation(samples: Array, axes: int | None) -> tuple[Array, Array]:
+def _mean_and_deviation(samples: Any, axes: tuple[int, ...] | None) -> tuple[Array, Array]:
     """Return mean and population standard deviation in float64, in two passes over blocks."""
     starts = range(0, len(samples), _ROWS)
-    count = len(samples) if axes == 0 else samples.size
+    whole = range(len(samples.shape)) if axes is None else axes
+    count = math.prod(samples.shape[axis] for axis in whole)
     mean = sum(
         np.sum(samples[start : start + _ROWS], axis=axes, dtype=np.float64) for start in starts
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import suggest
-from gpubackprop.data import kinds
+from gpubackprop.data import image_kinds, kinds, text_kinds
 from gpubackprop.data.dataset import ArrayDataset
-from gpubackprop.data.kinds import Folder, Raw
 from gpubackprop.data.prepare import SCALES, Scaling, fit_scaling, one_hot
+from gpubackprop.data.raw import Folder, Raw, Stored
 from gpubackprop.errors import ConfigError, DataError
 
 DTYPES = ("float32", "float64")
@@ -32,14 +33,14 @@ class DataSplit:
     Parameters
     ----------
     train, test : ArrayDataset
-        Parts ``"input"`` (floating, scaled) and ``"target"`` (int64 class numbers, one-hot rows or
-        floating numbers).
+        Parts ``"input"`` (floating, scaled; for texts int64 numbers of characters) and ``"target"``
+        (int64 class numbers, one-hot rows or floating numbers).
     classes : int or None
-        Number of classes; None for a regression.
+        Number of classes; None for a regression. For texts, of characters.
     input_shape : tuple of int
         Shape of one input.
     class_names : tuple of str or None
-        ``class_names[k]`` names class ``k``.
+        ``class_names[k]`` names class ``k``. For texts, the vocabulary.
     source : str
         Where the data came from, in words.
     scaling : Scaling
@@ -74,6 +75,8 @@ class DatasetKind:
         Number of classes, or None where the file or an option decides.
     scale : str
         The scaling that is used unless the option says otherwise.
+    tokens : bool
+        Whether an input is a sequence of class numbers, and a target the class at each place.
     """
 
     name: str
@@ -82,6 +85,7 @@ class DatasetKind:
     input_shape: tuple[int, ...] | None
     classes: int | None
     scale: str
+    tokens: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -91,8 +95,15 @@ class DatasetKind:
             for name, parameter in inspect.signature(self.loader).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
-        shared = {"flatten": False, "scale": self.scale, "one_hot": False, "dtype": "float32"}
-        return own | shared
+        if self.tokens:
+            return own | {"dtype": "float32"}
+        return own | {
+            "flatten": False,
+            "channel_axis": False,
+            "scale": self.scale,
+            "one_hot": False,
+            "dtype": "float32",
+        }
 
 
 DATASETS: dict[str, DatasetKind] = {
@@ -110,6 +121,34 @@ DATASETS: dict[str, DatasetKind] = {
             10,
             "unit",
         ),
+        DatasetKind(
+            "cifar10",
+            "60,000 photographs of 32x32 pixels, ten classes",
+            image_kinds.cifar10,
+            (32, 32, 3),
+            10,
+            "unit",
+        ),
+        DatasetKind(
+            "image-folder",
+            "pictures, in one folder for each class",
+            image_kinds.image_folder,
+            None,
+            None,
+            "unit",
+        ),
+        DatasetKind(
+            "text", "the characters of a text", text_kinds.text, None, None, "none", tokens=True
+        ),
+        DatasetKind(
+            "tinyshakespeare",
+            "1,115,394 characters of Shakespeare's plays",
+            text_kinds.tinyshakespeare,
+            None,
+            None,
+            "none",
+            tokens=True,
+        ),
         DatasetKind("npz", "arrays of an NPZ file", kinds.npz, None, None, "none"),
         DatasetKind("csv", "a table of a CSV file", kinds.csv, None, None, "none"),
         DatasetKind("two-moons", "two half circles", kinds.moons, (2,), 2, "none"),
@@ -119,7 +158,13 @@ DATASETS: dict[str, DatasetKind] = {
 }
 """Every dataset by name."""
 
-_SHARED_TYPES = {"flatten": bool, "scale": str, "one_hot": bool, "dtype": str}
+_SHARED_TYPES = {
+    "flatten": bool,
+    "channel_axis": bool,
+    "scale": str,
+    "one_hot": bool,
+    "dtype": str,
+}
 
 _TYPE_WORDS = {
     bool: "true or false",
@@ -136,16 +181,20 @@ def load(name: str, data_dir: Folder = None, **options: Any) -> DataSplit:
     Parameters
     ----------
     name : str
-        A key of ``DATASETS``: ``"digits"``, ``"mnist"``, ``"fashion-mnist"``, ``"npz"``, ``"csv"``,
+        A key of ``DATASETS``: ``"digits"``, ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``,
+        ``"image-folder"``, ``"text"``, ``"tinyshakespeare"``, ``"npz"``, ``"csv"``,
         ``"two-moons"``, ``"spirals"``, ``"blobs"``.
     data_dir : str or path-like, optional
-        The folder of the files. For MNIST and Fashion-MNIST without it, the files are downloaded
-        into the user's cache, once. A relative ``path`` of ``npz`` and ``csv`` is looked up in it.
+        The folder of the files. For published sets without it, the files are downloaded into the
+        user's cache, once. A relative ``path`` (of ``npz``, ``csv``, ``text`` and
+        ``image-folder``) is looked up in it.
     **options
         ``flatten``: whether each input becomes one row of numbers (default False).
-        ``scale``: ``"none"``, ``"unit"``, ``"standard"`` or ``"standard-global"``; see
-        ``fit_scaling`` (default ``"unit"`` for images, ``"none"`` otherwise). Statistics come from
-        the training part only.
+        ``channel_axis``: whether grey pictures of shape (height, width) become (height, width, 1),
+        as convolutions need them (default False).
+        ``scale``: ``"none"``, ``"unit"``, ``"standard"``, ``"standard-global"`` or
+        ``"standard-channel"``; see ``fit_scaling`` (default ``"unit"`` for images, ``"none"``
+        otherwise). Statistics come from the training part only.
         ``one_hot``: whether class numbers become rows of 0 and 1 (default False).
         ``dtype``: ``"float32"`` (default) or ``"float64"``.
         Further options depend on the kind: ``DATASETS[name].options`` lists them with defaults.
@@ -173,27 +222,71 @@ def load(name: str, data_dir: Folder = None, **options: Any) -> DataSplit:
         raise ConfigError(suggest.unknown("dataset", name, DATASETS))
     _check(kind, options)
     values = kind.options | options
-    shared = {key: values.pop(key) for key in _SHARED_TYPES}
-    return _prepared(kind.loader(data_dir, **values), **shared)
+    shared = {key: values.pop(key) for key in _SHARED_TYPES if key in values}
+    raw = kind.loader(data_dir, **values)
+    return _windows(raw) if kind.tokens else _prepared(raw, **shared)
 
 
-def _prepared(raw: Raw, flatten: bool, scale: str, one_hot: bool, dtype: str) -> DataSplit:
+def _windows(raw: Raw) -> DataSplit:
+    """Return sequences of class numbers as they are: there is nothing to scale."""
+    return DataSplit(
+        train=ArrayDataset(*raw.train),
+        test=ArrayDataset(*raw.test),
+        classes=raw.classes,
+        input_shape=tuple(raw.train[0].shape[1:]),
+        class_names=raw.class_names,
+        source=raw.source,
+        scaling=Scaling(np.zeros(()), np.ones(()), np.dtype(np.int64)),
+    )
+
+
+def _prepared(
+    raw: Raw, flatten: bool, channel_axis: bool, scale: str, one_hot: bool, dtype: str
+) -> DataSplit:
     (x_train, y_train), (x_test, y_test) = raw.train, raw.test
+    if flatten and channel_axis:
+        raise ConfigError("flatten and channel_axis do not go together: a row has no channels")
+    if channel_axis and len(x_train.shape) != 3:
+        raise ConfigError(
+            "channel_axis needs grey pictures of shape (height, width), but the samples have shape "
+            f"{tuple(x_train.shape[1:])}"
+        )
+    shape = tuple(x_train.shape[1:])
     if flatten:
-        x_train, x_test = (x.reshape(len(x), -1) for x in (x_train, x_test))
+        shape = (math.prod(shape),)
+    elif channel_axis:
+        shape = (*shape, 1)
+    x_train, x_test = (
+        x if isinstance(x, Stored) else x.reshape(-1, *shape) for x in (x_train, x_test)
+    )
+    if flatten and isinstance(x_train, Stored):
+        raise ConfigError(
+            "flatten needs inputs that fit in memory; put a layer of kind 'flatten' before the "
+            "others instead"
+        )
+    if scale == "standard-channel" and len(shape) == 2:
+        raise ConfigError(
+            "scale 'standard-channel' needs pictures with an axis of channels, but the samples "
+            f"have shape {shape}; set channel_axis = true, or take 'standard-global'"
+        )
     scaling = fit_scaling(scale, x_train, levels=raw.levels, dtype=dtype)
     parts = []
     for inputs, targets in ((x_train, y_train), (x_test, y_test)):
+        coded = _coded(targets, raw.classes, one_hot, dtype)
+        if isinstance(inputs, Stored):
+            # What is kept is the number of each sample.
+            part = ArrayDataset(np.arange(len(inputs)), coded).map(inputs.read, lazy=True)
+            parts.append(part.map(scaling, lazy=True))
+            continue
         lazy = inputs.size * scaling.dtype.itemsize > LAZY_BYTES
-        part = ArrayDataset(inputs, _coded(targets, raw.classes, one_hot, dtype))
-        parts.append(part.map(scaling, lazy=lazy))
+        parts.append(ArrayDataset(inputs, coded).map(scaling, lazy=lazy))
         if not lazy and inputs.dtype.kind == "f":
             _check_finite(f"inputs of {raw.source}", parts[-1].array("input"), dtype)
     return DataSplit(
         train=parts[0],
         test=parts[1],
         classes=raw.classes,
-        input_shape=tuple(x_train.shape[1:]),
+        input_shape=shape,
         class_names=raw.class_names,
         source=raw.source,
         scaling=scaling,

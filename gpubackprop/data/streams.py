@@ -18,3 +18,8 @@ NOISE = 0xFFFFFFFD
 
 LAST_EPOCH = 0xFFFFFFEF
 """The largest number of an epoch."""
+
+AUGMENT = 1 << 63
+"""The block of an epoch's stream where the random changes of pictures begin: sample number k has
+block ``AUGMENT + k`` to itself. A shuffle uses the first blocks of the stream and cannot get there.
+"""

@@ -245,7 +245,9 @@ def test_wrong_values(name: str, options: dict[str, Any], words: str) -> None:
 def test_every_row_lists_its_options() -> None:
     for name, kind in DATASETS.items():
         assert kind.name == name and kind.summary
-        assert {"flatten", "scale", "one_hot", "dtype"} <= kind.options.keys()
+        prepared = {"flatten", "channel_axis", "scale", "one_hot"}
+        assert "dtype" in kind.options
+        assert prepared & kind.options.keys() == (set() if kind.tokens else prepared)
     assert DATASETS["digits"].options["scale"] == "unit"
     assert DATASETS["csv"].options["target"] == -1
 
@@ -255,3 +257,16 @@ def test_a_split_is_a_record() -> None:
     assert isinstance(data, DataSplit)
     assert (len(data.train), len(data.test)) == (30, 10)
     assert data.source == "two moons (n=40, noise=0.0, seed=3)"
+
+
+def test_grey_pictures_get_an_axis_of_channels() -> None:
+    plain, data = load("digits"), load("digits", channel_axis=True)
+    assert data.input_shape == (8, 8, 1)
+    np.testing.assert_array_equal(data.test.array("input")[..., 0], plain.test.array("input"))
+    assert load("digits", channel_axis=True, scale="standard-channel").scaling.offset.shape == (1,)
+    with pytest.raises(ConfigError, match="do not go together"):
+        load("digits", channel_axis=True, flatten=True)
+    with pytest.raises(ConfigError, match=r"channel_axis needs grey pictures.*\(2,\)"):
+        load("two-moons", channel_axis=True)
+    with pytest.raises(ConfigError, match="set channel_axis = true"):
+        load("digits", scale="standard-channel")

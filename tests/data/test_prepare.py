@@ -83,3 +83,12 @@ def test_one_hot() -> None:
     out = one_hot(np.array([2, 0]), 3)
     assert out.tolist() == [[0, 0, 1], [1, 0, 0]] and out.dtype == np.float32
     assert one_hot(np.array([], dtype=np.int64), 3).shape == (0, 3)
+
+
+def test_standard_channel_has_one_mean_and_deviation_a_channel() -> None:
+    images = np.random.default_rng(0).normal(size=(5000, 2, 3, 2)) * [1, 9] + [4, -2]
+    scaling = fit_scaling("standard-channel", images, dtype=np.float64)
+    assert scaling.offset.shape == scaling.scale.shape == (2,)
+    out = scaling(images)
+    np.testing.assert_allclose(out.mean(axis=(0, 1, 2)), 0, atol=1e-9)
+    np.testing.assert_allclose(out.std(axis=(0, 1, 2)), 1, atol=1e-9)
