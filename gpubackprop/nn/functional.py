@@ -17,6 +17,14 @@ from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.nn.arguments import as_operand, check_inside
 from gpubackprop.nn.class_losses import accuracy, cross_entropy, nll_loss
+from gpubackprop.nn.convolution import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from gpubackprop.nn.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -35,6 +43,12 @@ __all__ = [
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cross_entropy",
     "dropout",
     "elu",
