@@ -18,6 +18,7 @@ from typing import Literal
 from gpubackprop.backends.attention import AttentionKernels
 from gpubackprop.backends.convolution import ConvolutionKernels
 from gpubackprop.backends.images import ImageKernels
+from gpubackprop.backends.memory import HostMemory, MemoryMeter
 from gpubackprop.backends.norms import NormKernels
 from gpubackprop.backends.primitives import Array, Primitives
 from gpubackprop.backends.recurrent import RecurrentKernels
@@ -46,6 +47,10 @@ class Backend(
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was asked."""
+
+    def memory_meter(self) -> MemoryMeter:
+        """Counts the bytes in use on the device while a ``with`` block runs."""
+        return HostMemory()
 
     def owns(self, x: Array) -> bool:
         """Whether `x` is an array of this backend's device."""

@@ -43,6 +43,7 @@ COMMANDS = {
     "compare": Command(
         "gpubackprop.cli.compare", "train on two devices and show how far apart they are"
     ),
+    "memory": Command("gpubackprop.cli.memory", "what memory a training step of a recipe needs"),
     "recipes": Command("gpubackprop.cli.recipes", "list the built-in recipes, or show one"),
     "devices": Command("gpubackprop.cli.devices", "which devices were found, and which is chosen"),
 }

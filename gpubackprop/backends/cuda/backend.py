@@ -28,9 +28,11 @@ from gpubackprop.backends.cuda.attention import CudaAttention
 from gpubackprop.backends.cuda.fused import FusedKernels
 from gpubackprop.backends.cuda.images import CudaImage
 from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.cuda.memory import PoolMemory
 from gpubackprop.backends.cuda.norms import CudaNorm
 from gpubackprop.backends.cuda.recurrent import CudaRecurrent
 from gpubackprop.backends.cuda.updates import FusedUpdates
+from gpubackprop.backends.memory import MemoryMeter
 from gpubackprop.backends.philox import WORDS_PER_BLOCK, check_seed
 from gpubackprop.backends.primitives import Array, DType, Shape
 
@@ -78,6 +80,9 @@ class CUDABackend(FusedKernels, FusedUpdates, CudaImage, CudaNorm, CudaRecurrent
 
     def synchronize(self) -> None:
         self._gpu.synchronize()
+
+    def memory_meter(self) -> MemoryMeter:
+        return PoolMemory(self.xp, self.index)
 
     def owns(self, x: Array) -> bool:
         return self._is_array(x) and x.device.id == self.index

@@ -10,6 +10,7 @@ What it cannot show is how CuPy's own functions behave on a GPU; NumPy answers i
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __init__(self, values: np.ndarray, device: Device) -> None:
         self.on_host = values
         self.device = device
+        device.module.pool.handed_out(values, device.id)
 
     shape = property(lambda self: self.on_host.shape)
     ndim = property(lambda self: self.on_host.ndim)
@@ -83,6 +85,56 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     def __repr__(self) -> str:
         return f"<{self.dtype}{list(self.shape)} on fake device {self.device.id}>"
+
+
+class Pool:
+    """CuPy's memory pool as far as its hooks can see it; it counts while there are any.
+
+    Arrays whose sizes are rounded up to CuPy's unit, by the host array that owns the memory.
+    """
+
+    UNIT = 512
+
+    def __init__(self) -> None:
+        self.hooks: dict[str, Any] = {}
+        self.used = 0
+        pool = self
+
+        class MemoryHook:
+            """The part of ``cupy.cuda.MemoryHook`` that is called here."""
+
+            name = "MemoryHook"
+
+            def __enter__(self) -> MemoryHook:
+                assert self.name not in pool.hooks, "CuPy refuses a second hook of this name"
+                pool.hooks[self.name] = self
+                return self
+
+            def __exit__(self, *_: Any) -> None:
+                del pool.hooks[self.name]
+
+            def malloc_postprocess(self, **event: Any) -> None: ...
+            def free_postprocess(self, **event: Any) -> None: ...
+
+        self.MemoryHook = MemoryHook
+
+    def handed_out(self, values: np.ndarray, device_id: int) -> None:
+        if not self.hooks or values.base is not None or not values.nbytes:
+            return
+        size = -(-values.nbytes // self.UNIT) * self.UNIT
+        event = {"device_id": device_id, "mem_size": size, "mem_ptr": values.ctypes.data}
+        self.used += size
+        for hook in list(self.hooks.values()):
+            hook.malloc_postprocess(**event, size=values.nbytes, pmem_id=id(values))
+        weakref.finalize(values, self._released, event, id(values))
+
+    def _released(self, event: dict[str, int], pmem_id: int) -> None:
+        self.used -= event["mem_size"]
+        for hook in list(self.hooks.values()):
+            hook.free_postprocess(**event, pmem_id=pmem_id)
+
+    def used_bytes(self) -> int:
+        return self.used
 
 
 def _entries(key: Any) -> tuple[Any, ...]:
@@ -169,8 +221,10 @@ class FakeCuPy:
         self.count, self.current = count, 0
         self.transfers = self.synchronised = 0
         self._devices = [Device(self, i) for i in range(count)]
+        self.pool = Pool()
         self.cuda = SimpleNamespace(
             Device=lambda index: Device(self, index),
+            MemoryHook=self.pool.MemoryHook,
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: self.count, getDevice=lambda: self.current
             ),
@@ -180,6 +234,10 @@ class FakeCuPy:
             return self.device().call(np.lib.stride_tricks.as_strided, x, shape, strides)
 
         self.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=as_strided))
+
+    def get_default_memory_pool(self) -> Pool:
+        """One for all devices here; CuPy's tells the current device's bytes."""
+        return self.pool
 
     def device(self) -> Device:
         """The current device."""
