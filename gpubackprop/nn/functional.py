@@ -15,6 +15,16 @@ import numpy as np
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
+from gpubackprop.nn.adaptive_pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    global_avg_pool,
+    global_max_pool,
+)
 from gpubackprop.nn.arguments import as_operand, check_inside
 from gpubackprop.nn.class_losses import accuracy, cross_entropy, nll_loss
 from gpubackprop.nn.convolution import (
@@ -37,9 +47,26 @@ from gpubackprop.nn.losses import (
 )
 from gpubackprop.nn.norm_functions import batch_norm, group_norm, instance_norm, rms_norm
 from gpubackprop.nn.padding import pad
+from gpubackprop.nn.pooling import (
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+)
 
 __all__ = [
     "accuracy",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -55,6 +82,8 @@ __all__ = [
     "embedding",
     "flatten",
     "gelu",
+    "global_avg_pool",
+    "global_max_pool",
     "group_norm",
     "hardtanh",
     "huber_loss",
@@ -66,6 +95,9 @@ __all__ = [
     "linear",
     "log_softmax",
     "logsigmoid",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
     "mse_loss",
     "nll_loss",
     "one_hot",
