@@ -381,3 +381,81 @@ def test_closeness():
 def test_tolerances_follow_the_arithmetic():
     assert testing.tolerance("float32") > 1e7 * testing.tolerance("float64")
     assert testing.tolerance("float32", 10_000) == pytest.approx(100 * testing.tolerance("float32"))
+
+
+# What the author of an operation reads.
+
+
+def in_place(K, x, w):
+    x *= 2.0
+    return K.multiply(x, K.exp(w))
+
+
+def with_numpy(K, call, dy, x, w):
+    return dy * np.exp(w), dy * x * np.exp(w)
+
+
+KEPT: dict[str, np.ndarray] = {}
+
+
+def keeping(K, x, w):
+    KEPT["x"] = x
+    return forward(K, x, w)
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed", "mend"),
+    [
+        (
+            {"backward": lambda K, call, dy, x, w: (dy, K.negative(dy))},
+            ["check_gradient"],
+            "the sign, a dropped factor",
+        ),
+        ({"broadcasts": False}, ["check_rule"], "broadcasts=True) does that sum"),
+        ({"infer": lambda x, w: x.shape}, ["check_shape_rule"], "returns Spec(shape, dtype)"),
+        ({"backward": with_numpy}, ["check_second_order", "check_parity"], "K.exp(x), not np.exp"),
+        ({"forward": in_place}, ["check_forward", "check_parity"], "forward wrote into one"),
+        (
+            {
+                "forward": keeping,
+                "backward": lambda K, call, dy, w: backward(K, call, dy, KEPT["x"], w),
+                "saves": ("w",),
+            },
+            ["check_rule"],
+            "Name in saves every input",
+        ),
+        (
+            {"backward": lambda K, call, dy, x, w: K.multiply(dy, x)},
+            ["check_rule"],
+            "that is (dx,), with the comma",
+        ),
+    ],
+    ids=["sign", "broadcast", "infer", "numpy", "in-place", "unsaved", "no-tuple"],
+)
+def test_the_report_names_the_checks_and_what_mends_them(changes, failed, mend):
+    with pytest.raises(testing.CheckError) as caught:
+        testing.check_operation(broken(**changes))
+    text = str(caught.value)
+    assert text.startswith("scaled: ") and "checks fail" in text.splitlines()[0]
+    for name in failed:
+        assert f"\n{name} (" in text, text
+    assert mend in text, text
+
+
+def test_a_kink_is_told_from_a_wrong_rule():
+    op = dataclasses.replace(
+        REGISTRY["absolute"], samples=lambda rng: [Sample((np.array([1.0, 0.0]),))]
+    )
+    refused(op, "give the sample differentiable=False")
+
+
+def test_samples_must_be_a_function_of_samples():
+    refused(broken(samples=[FIRST]), "samples must be a function")
+    refused(broken(samples=lambda rng: [(np.ones(3), np.ones(3))]), "not Sample")
+
+
+def test_failures_of_one_cause_are_told_once():
+    with pytest.raises(testing.CheckError) as caught:
+        testing.check_operation(broken(broadcasts=False))
+    assert str(caught.value).count("its backward rule gave a cotangent of shape") == 1
+    assert "fails in the same way" in str(caught.value)

@@ -25,6 +25,7 @@ from gpubackprop.testing.checks import (
     check_shape_rule,
 )
 from gpubackprop.testing.closeness import CheckError, require_close, tolerance
+from gpubackprop.testing.report import Failures
 from gpubackprop.testing.standin import StandInBackend
 
 __all__ = [
@@ -82,26 +83,28 @@ def check_operation(op: Operation, *, devices: Sequence[str | Backend] | None = 
     Raises
     ------
     CheckError
-        With the operation, the sample, and what was found in place of what.
+        With every check that failed: a sample, what was found in place of what, what mends it.
     """
     if devices is None:
         others = [p.backend for p in backends() if p.backend is not None and p.name != "cpu"]
     else:
         others = [get_backend(d) for d in devices]
+    failures = Failures(op)
     samples = samples_of(op)
     if not samples:
         raise CheckError(f"{op.name}: samples() yields nothing, so nothing is tested")
     for sample in samples:
-        check_shape_rule(op, sample)
-        check_forward(op, sample)
-        check_rule(op, sample)
-        check_precision(op, sample, np.float32)
-        check_precision(op, sample, np.float16)
-        check_gradient(op, sample)
-        check_second_order(op, sample)
+        failures.run(check_shape_rule, sample)
+        failures.run(check_forward, sample)
+        failures.run(check_rule, sample)
+        failures.run(check_precision, sample, np.float32)
+        failures.run(check_precision, sample, np.float16)
+        failures.run(check_gradient, sample)
+        failures.run(check_second_order, sample)
         for backend in others:
             for dtype in (np.float64, np.float32):
-                check_parity(op, sample, backend, dtype)
+                failures.run(check_parity, sample, backend, dtype)
+    failures.raise_any(len(samples))
     return len(samples)
 
 

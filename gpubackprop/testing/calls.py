@@ -10,6 +10,7 @@ import numpy as np
 
 from gpubackprop.autograd import Operation, Sample, Tensor, apply, grad
 from gpubackprop.backends import Backend
+from gpubackprop.testing.closeness import CheckError
 
 
 class Outcome(NamedTuple):
@@ -32,7 +33,19 @@ class Outcome(NamedTuple):
 def samples_of(op: Operation, seed: int = 0) -> list[Sample]:
     """The operation's samples, the same ones at every call with the same seed."""
     rng = np.random.default_rng([seed, zlib.crc32(op.name.encode())])
-    return list(op.samples(rng))
+    try:
+        found = list(op.samples(rng))
+    except TypeError as error:
+        raise CheckError(
+            f"{op.name}: samples must be a function that yields samples, samples(rng): {error}"
+        ) from error
+    for sample in found:
+        if not isinstance(sample, Sample) or not isinstance(sample.inputs, tuple):
+            raise CheckError(
+                f"{op.name}: samples() yields {_brief(sample)}, not Sample((inputs, ...), "
+                "{params})"
+            )
+    return found
 
 
 def describe(op: Operation, sample: Sample) -> str:

@@ -271,9 +271,15 @@ def _check_rule_call(
     watched += [t.array for t in (*outcome.inputs, *outcome.outputs) if isinstance(t, Tensor)]
     before = [x.copy() for x in watched]
     with np.errstate(all="ignore"):
-        found = list(
-            op.backward(cpu, node, dy if op.outputs != "one" else dy[0], *node.saved, **node.params)
+        cotangents = op.backward(
+            cpu, node, dy if op.outputs != "one" else dy[0], *node.saved, **node.params
         )
+    if not isinstance(cotangents, (tuple, list)):
+        raise CheckError(
+            f"{about}: the backward rule gives a {type(cotangents).__name__}, not a tuple of "
+            "cotangents"
+        )
+    found = list(cotangents)
     for x, old in zip(watched, before, strict=True):
         require_same_bits(
             f"{about}: the backward rule changed an array that is not its own", x, old

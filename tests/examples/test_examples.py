@@ -39,6 +39,17 @@ def test_by_hand_learns_the_digits():
     assert match and float(match[1]) > 85
 
 
+def test_a_custom_operation_is_checked_and_learns():
+    out = run(str(EXAMPLES / "custom_operation.py"))
+    assert "swish: 4 samples pass every check" in out
+    assert "check_gradient (backward is the derivative of forward)" in out
+    assert "wrong derivative by beta" in out and "To mend it: " in out
+    costs = [float(c) for c in re.findall(r"cost ([\d.]+)", out)]
+    assert costs == sorted(costs, reverse=True)
+    match = re.search(r"accuracy ([\d.]+)%; the slopes went from 1 to", out)
+    assert match and float(match[1]) > 97
+
+
 @pytest.mark.parametrize("recipe", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.name)
 def test_recipes_train(recipe, tmp_path):
     out = run("-m", "gpubackprop", "train", str(recipe), "--out", str(tmp_path / "run"))
@@ -50,5 +61,6 @@ def test_every_example_is_tested():
     assert {p.name for p in EXAMPLES.iterdir() if p.suffix in (".py", ".toml")} == {
         "chain_rule.py",
         "by_hand.py",
+        "custom_operation.py",
         "spirals.toml",
     }
