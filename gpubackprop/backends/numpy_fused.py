@@ -167,7 +167,7 @@ class FusedKernels(ArrayBackend):
     def layer_norm(
         self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
     ) -> tuple[Array, Array, Array]:
-        if not _all_like(x, weight, bias):
+        if not all_like(x, weight, bias):
             return super().layer_norm(x, weight, bias, axes, eps)
         over = tuple(range(x.ndim - axes, x.ndim))
         n = self.count(x.shape, over)
@@ -189,7 +189,7 @@ class FusedKernels(ArrayBackend):
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
     ) -> tuple[Array, Array]:
-        if not _all_like(x, weight, dy):
+        if not all_like(x, weight, dy):
             return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
         over = tuple(range(x.ndim - axes, x.ndim))
         n = self.count(x.shape, over)
@@ -213,7 +213,7 @@ class FusedKernels(ArrayBackend):
         return np.multiply(dx, rstd, dx), dw
 
 
-def _all_like(x: np.ndarray, *others: Any) -> bool:
+def all_like(x: np.ndarray, *others: Any) -> bool:
     """Whether `x` is an array that the fast paths are for, and the others share its dtype."""
     return x.dtype in ONE and all(a is None or a.dtype == x.dtype for a in others) and x.ndim > 0
 

@@ -79,7 +79,7 @@ def test_channels_last_is_the_same_function(make, shape, training):
     for p, q in zip(first.parameters(), other.parameters(), strict=True):
         np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-4, atol=1e-4)
     for p, q in zip(first.buffers(), other.buffers(), strict=True):
-        np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_images_with_the_channels_first_are_not_copied_to_be_normalised():
