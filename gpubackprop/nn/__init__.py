@@ -14,6 +14,8 @@ from gpubackprop.nn.activations import (
     Tanh,
 )
 from gpubackprop.nn.arena import Arena
+from gpubackprop.nn.attention import KeyValueCache, MultiheadAttention
+from gpubackprop.nn.channel_dropout import Dropout1d, Dropout2d, Dropout3d
 from gpubackprop.nn.containers import ModuleDict, ModuleList, Sequential
 from gpubackprop.nn.conv_layers import (
     Conv1d,
@@ -23,6 +25,14 @@ from gpubackprop.nn.conv_layers import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
+from gpubackprop.nn.generation import generate
+from gpubackprop.nn.image_layers import (
+    PixelShuffle,
+    PixelUnshuffle,
+    Unflatten,
+    Upsample,
+)
+from gpubackprop.nn.language import RecurrentLM, TransformerBlock, TransformerLM
 from gpubackprop.nn.layers import (
     Dropout,
     Embedding,
@@ -56,6 +66,23 @@ from gpubackprop.nn.norms import (
     InstanceNorm3d,
     RMSNorm,
 )
+from gpubackprop.nn.padding_layers import (
+    CircularPad1d,
+    CircularPad2d,
+    CircularPad3d,
+    ConstantPad1d,
+    ConstantPad2d,
+    ConstantPad3d,
+    ReflectionPad1d,
+    ReflectionPad2d,
+    ReflectionPad3d,
+    ReplicationPad1d,
+    ReplicationPad2d,
+    ReplicationPad3d,
+    ZeroPad1d,
+    ZeroPad2d,
+    ZeroPad3d,
+)
 from gpubackprop.nn.parameter import Parameter
 from gpubackprop.nn.pooling_layers import (
     AdaptiveAvgPool1d,
@@ -73,8 +100,21 @@ from gpubackprop.nn.pooling_layers import (
     MaxPool2d,
     MaxPool3d,
 )
+from gpubackprop.nn.positions import (
+    LearnedPositions,
+    RotaryPositions,
+    SinusoidalPositions,
+    sinusoidal_positions,
+)
 from gpubackprop.nn.recurrent import GRU, LSTM, RNN
 from gpubackprop.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
+from gpubackprop.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [
     "ELU",
@@ -97,6 +137,12 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "CircularPad1d",
+    "CircularPad2d",
+    "CircularPad3d",
+    "ConstantPad1d",
+    "ConstantPad2d",
+    "ConstantPad3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -105,6 +151,9 @@ __all__ = [
     "ConvTranspose3d",
     "CrossEntropyLoss",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
     "Embedding",
     "Flatten",
     "GRUCell",
@@ -117,11 +166,13 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "KLDivLoss",
+    "KeyValueCache",
     "L1Loss",
     "LSTMCell",
     "Lambda",
     "LayerNorm",
     "LeakyReLU",
+    "LearnedPositions",
     "Linear",
     "LogSoftmax",
     "Loss",
@@ -132,19 +183,45 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiheadAttention",
     "NLLLoss",
     "Parameter",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "QuadraticCost",
     "RMSNorm",
     "RNNCell",
     "ReLU",
+    "RecurrentLM",
+    "ReflectionPad1d",
+    "ReflectionPad2d",
+    "ReflectionPad3d",
+    "ReplicationPad1d",
+    "ReplicationPad2d",
+    "ReplicationPad3d",
+    "RotaryPositions",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SinusoidalPositions",
     "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "Tanh",
+    "Transformer",
+    "TransformerBlock",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "TransformerLM",
+    "Unflatten",
+    "Upsample",
+    "ZeroPad1d",
+    "ZeroPad2d",
+    "ZeroPad3d",
     "functional",
+    "generate",
     "init",
+    "sinusoidal_positions",
 ]

@@ -114,12 +114,15 @@ def _adaptive_avg_pool(
     name: str, n: int, input: Tensor, output_size: OutputSize, channels_last: bool
 ) -> Tensor:
     x = inward(name, input, n, channels_last)
-    wanted = _wanted(name, output_size, x)
-    spatial = x.shape[1:-1]
+    return outward(adaptive_avg_pool(name, x, output_size), input, channels_last)
+
+
+def adaptive_avg_pool(name: str, x: Tensor, output_size: OutputSize) -> Tensor:
+    """Means of an image (N, *spatial, C); `name` is for the errors."""
+    wanted, spatial = _wanted(name, output_size, x), x.shape[1:-1]
     if all(size % m == 0 for size, m in zip(spatial, wanted, strict=True)):
         kernel = tuple(size // m for size, m in zip(spatial, wanted, strict=True))
-        x = apply(AVG_POOL, x, kernel=kernel, stride=kernel, padding=(0,) * n)
-        return outward(x, input, channels_last)
+        return apply(AVG_POOL, x, kernel=kernel, stride=kernel, padding=(0,) * len(kernel))
     # A mean over a box is a mean over each axis: a product with a matrix of weights.
     for axis, m in enumerate(wanted, start=1):
         size = x.shape[axis]
@@ -133,7 +136,7 @@ def _adaptive_avg_pool(
         columns = x.reshape(int(np.prod(shape[:axis])), size, int(np.prod(shape[axis + 1 :])))
         mean = apply(MATMUL, Tensor(x.backend.asarray(weights), x.backend), columns)
         x = mean.reshape(*shape)
-    return outward(x, input, channels_last)
+    return x
 
 
 def _adaptive_max_pool(

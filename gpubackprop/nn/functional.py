@@ -26,6 +26,8 @@ from gpubackprop.nn.adaptive_pooling import (
     global_max_pool,
 )
 from gpubackprop.nn.arguments import as_operand, check_inside
+from gpubackprop.nn.attention_functions import rotary, scaled_dot_product_attention
+from gpubackprop.nn.channel_dropout import dropout1d, dropout2d, dropout3d
 from gpubackprop.nn.class_losses import accuracy, cross_entropy, nll_loss
 from gpubackprop.nn.convolution import (
     conv1d,
@@ -55,6 +57,7 @@ from gpubackprop.nn.pooling import (
     max_pool2d,
     max_pool3d,
 )
+from gpubackprop.nn.resize import interpolate, pixel_shuffle, pixel_unshuffle
 
 __all__ = [
     "accuracy",
@@ -78,6 +81,9 @@ __all__ = [
     "conv_transpose3d",
     "cross_entropy",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
     "embedding",
     "flatten",
@@ -88,6 +94,7 @@ __all__ = [
     "hardtanh",
     "huber_loss",
     "instance_norm",
+    "interpolate",
     "kl_div",
     "l1_loss",
     "layer_norm",
@@ -102,9 +109,13 @@ __all__ = [
     "nll_loss",
     "one_hot",
     "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "quadratic_cost",
     "relu",
     "rms_norm",
+    "rotary",
+    "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "smooth_l1_loss",

@@ -121,3 +121,111 @@ def test_nan_and_infinity():
     ours = nn.functional.max_pool2d(gb.tensor(x), 3, 2, 1).numpy()
     theirs = torch.nn.functional.max_pool2d(torch.tensor(x), 3, 2, 1).numpy()
     np.testing.assert_array_equal(ours, theirs)
+
+
+# Padding.
+
+
+PADS = [(1, 2), (0, 3), (-1, 2), (4, 4), (-2, -1), (0, 0)]
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_pad(axes, mode):
+    for i in range(len(PADS)):
+        pad = tuple(n for k in range(axes) for n in PADS[(i + 2 * k) % len(PADS)])
+        x = IMAGES[axes]
+        a, b = gb.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+        y = nn.functional.pad(a, pad, mode)
+        z = torch.nn.functional.pad(b, pad, mode)
+        np.testing.assert_array_equal(y.numpy(), z.detach().numpy())
+        dy = np.random.default_rng(i).standard_normal(y.shape)
+        (y * dy).sum().backward()
+        (want,) = torch.autograd.grad(z, b, torch.tensor(dy))
+        require_close(f"pad {pad} {mode}", a.grad.numpy(), want.numpy(), 1e-12)
+
+
+def test_pad_of_other_axes_and_values():
+    x = IMAGES[2]
+    for pad in ((1, 2), (0, 0, 1, 0, 2, 2), (0, 1, 2, 0, 1, 1, 0, 3), ()):
+        ours = nn.functional.pad(gb.tensor(x), pad, value=1.5).numpy()
+        theirs = torch.nn.functional.pad(torch.tensor(x), pad, value=1.5).numpy()
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["Zero", "Reflection", "Replication", "Circular"])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_padding_layers(axes, kind):
+    for padding in (2, tuple(range(1, 2 * axes + 1))[::-1] if axes < 3 else (3, 2, 1, 0, 2, 1)):
+        name = f"{kind}Pad{axes}d"
+        compare(lambda m, more: getattr(m, name)(padding, **more), IMAGES[axes])  # noqa: B023
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_constant_pad(axes):
+    name = f"ConstantPad{axes}d"
+    compare(lambda m, more: getattr(m, name)(2, 1.5, **more), IMAGES[axes])
+    compare(lambda m, more: getattr(m, name)((-1, 2) * axes, -0.5, **more), IMAGES[axes])
+
+
+# Other sizes.
+
+
+def resized(options: dict[str, Any], x: np.ndarray, dtype: str = "float64") -> None:
+    n, x = x.ndim - 2, x.astype(dtype)
+    b = torch.tensor(x, requires_grad=True)
+    z = torch.nn.functional.interpolate(b, **options)
+    dy = np.random.default_rng(2).standard_normal(z.shape).astype(dtype)
+    (want,) = torch.autograd.grad(z, b, torch.tensor(dy))
+    for last in (False, True):
+        move = (lambda v: np.moveaxis(v, 1, -1)) if last else (lambda v: v)
+        a = gb.tensor(move(x).copy(), requires_grad=True)
+        y = nn.Upsample(**options, channels_last=last)(a)
+        relative = 1e-10 if dtype == "float64" else tolerance(dtype, 16**n)
+        require_close(f"{options}", y.numpy(), move(z.detach().numpy()), relative)
+        (y * move(dy)).sum().backward()
+        require_close(f"{options}: gradient", a.grad.numpy(), move(want.numpy()), relative)
+
+
+TARGETS = [
+    {"scale_factor": 2},
+    {"scale_factor": 3.0},
+    {"scale_factor": 1.7},
+    {"scale_factor": 0.6},
+    {"scale_factor": 1.7, "recompute_scale_factor": True},
+    {"size": 5},
+    {"size": 13},
+    {"size": 1},
+]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_interpolate(axes, target, dtype):
+    linear = ("linear", "bilinear", "trilinear")[axes - 1]
+    for mode in ("nearest", "nearest-exact", "area"):
+        if mode != "area" or "size" in target:
+            resized({**target, "mode": mode}, IMAGES[axes], dtype)
+    for corners in (None, False, True):
+        resized({**target, "mode": linear, "align_corners": corners}, IMAGES[axes], dtype)
+
+
+def test_interpolate_with_a_size_for_each_axis():
+    for target in ({"size": (9, 3)}, {"size": (18, 10)}, {"scale_factor": (0.5, 2.5)}):
+        for mode in ("nearest", "bilinear"):
+            resized({**target, "mode": mode}, IMAGES[2])
+    resized({"size": (4, 5), "mode": "area"}, IMAGES[2])
+
+
+def test_pixel_shuffle():
+    x = RNG.standard_normal((2, 12, 4, 6))
+    compare(lambda m, more: m.PixelShuffle(2, **more), x)
+    compare(lambda m, more: m.PixelUnshuffle(2, **more), x)
+
+
+def test_unflatten():
+    x = RNG.standard_normal((2, 12, 5))
+    for dim, parts in ((1, (3, 4)), (-2, (2, -1, 3)), (2, (5, 1))):
+        ours = nn.Unflatten(dim, parts)(gb.tensor(x)).numpy()
+        np.testing.assert_array_equal(ours, torch.nn.Unflatten(dim, parts)(torch.tensor(x)).numpy())
