@@ -3,8 +3,8 @@
 NumPy is slow where an axis that it loops over innermost is short, and a batch of images with the
 channels last has few channels. So neighbouring places are taken together: (R, C) as (R / k, k * C),
 and a number for each channel as k copies of them. Images that lie in memory with the channels first
-are taken as they lie. All passes run over blocks that stay in a core's cache, and sums over blocks
-are added in double precision.
+are taken as they lie. All passes run over blocks that stay in a core's cache; the sums of
+blocks, and of neighbouring places, are short ones of their own, which also keeps their digits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ from gpubackprop.backends.primitives import Array
 
 # Elements of a block: a few float32 arrays of this size stay in a core's L2 cache.
 BLOCK = 65536
-# Elements of a row of places that are taken together.
-WIDE = 2048
+# Elements of a row of places that are taken together, at most. From 8192 on, the size of NumPy's
+# own buffers, a broadcast operand costs no more than an array of full size.
+WIDE = 16384
+# The same where rows are added up.
+NARROW = 1024
+# With fewer rows a sample, the copies of its numbers and the sums of its rows would grow too large.
+ROWS = 16
 
 
 class NumPyNorm(ArrayBackend):
@@ -129,26 +134,24 @@ class Channels:
     ----------
     lengths : shape of a view: (samples, R / k, k * C) with the channels last, (N, C, places) with
         them first. The batch is one long sample where its memory allows and `groups` is None.
-    axis : the axis of a view that sums are over; of several channels that are kept.
-    products : the same for a sum of products, as subscripts of ``einsum``.
     count : number of values that each mean is over.
     """
 
     def __init__(self, x: np.ndarray, groups: int | None = None) -> None:
         samples, places, channels = x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]
+        self.channels = channels
         self.apart = groups is not None
         self.groups = channels if groups is None else groups
         self.count = x.size // (self.groups * (samples if self.apart else 1))
         self.first = not x.flags.c_contiguous and _moved(x).flags.c_contiguous
         if self.first:
             self.lengths = (samples, channels, places)
-            self.axis, self.products = 2, "abc,abc->ab"
             return
         if not self.apart:
             samples, places = 1, samples * places
-        self.copies = neighbours(places, channels)
+        self.copies = divisor(places, min(WIDE // channels, places // ROWS))
         self.lengths = (samples, places // self.copies, self.copies * channels)
-        self.axis, self.products = 1, "abc,abc->ac"
+        self.strip = channels * divisor(self.copies, NARROW // channels)
 
     def empty(self, x: np.ndarray) -> np.ndarray:
         """An array like x, to be written through its view."""
@@ -178,15 +181,30 @@ class Channels:
         tiled = np.tile(values, self.copies).reshape(-1, 1, outer)
         return np.broadcast_to(tiled, (samples, 1, outer))
 
-    def zeros(self) -> np.ndarray:
-        """Where the sums of blocks are added up, in double precision."""
-        samples, inner, outer = self.lengths
-        return np.zeros((samples, inner if self.first else outer))
+    def zeros(self, dtype: np.dtype) -> np.ndarray:
+        """Where the sums of blocks are added up."""
+        samples, channels, _ = self.lengths
+        return np.zeros((samples, channels if self.first else self.strip), dtype)
+
+    def sums(self, part: np.ndarray) -> np.ndarray:
+        """Sums over the places of a block."""
+        return add_over(part, 2) if self.first else add_over(self._strips(part), 1)
+
+    def products(self, part: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Sums of the products of two blocks."""
+        if self.first:
+            return np.einsum("abc,abc->ab", part, other)
+        return np.einsum("abc,abc->ac", self._strips(part), self._strips(other))
+
+    def _strips(self, part: np.ndarray) -> np.ndarray:
+        return part.reshape(len(part), -1, self.strip)
 
     def totals(self, sums: np.ndarray) -> np.ndarray:
-        """(samples, C) sums over the places, or (1, C) over the places of the whole batch."""
+        """(samples, C) sums over the places, or (1, C) over the places of the whole batch, in
+        double precision."""
+        sums = sums.astype(np.float64)
         if not self.first:
-            sums = add_over(sums.reshape(len(sums), self.copies, -1), 1)
+            sums = add_over(sums.reshape(len(sums), -1, self.channels), 1)
         return sums if self.apart else add_over(sums, 0, None, None, True)
 
     def means(self, totals: np.ndarray) -> np.ndarray:
@@ -195,8 +213,7 @@ class Channels:
 
     def each(self, values: np.ndarray) -> np.ndarray:
         """(samples, groups) numbers as (samples, C)."""
-        channels = self.lengths[1] if self.first else self.lengths[2] // self.copies
-        return np.repeat(values, channels // self.groups, axis=1)
+        return np.repeat(values, self.channels // self.groups, axis=1)
 
 
 def _moved(x: np.ndarray) -> np.ndarray:
@@ -204,12 +221,11 @@ def _moved(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
 
 
-@functools.lru_cache(maxsize=256)
-def neighbours(places: int, channels: int) -> int:
-    """How many places to take together: the largest divisor of `places` that leaves a row at most
-    ``WIDE`` long."""
-    k = min(max(WIDE // channels, 1), places)
-    while places % k:
+@functools.lru_cache(maxsize=1024)
+def divisor(n: int, most: int) -> int:
+    """The largest divisor of `n` that is at most `most`, or 1."""
+    k = max(min(n, most), 1)
+    while n % k:
         k -= 1
     return k
 
@@ -224,14 +240,14 @@ def _normalised(
     """y in the dtype of x; mean, var and rstd (samples, groups) in double precision."""
     y = channels.empty(x)
     source, target = channels.view(x), channels.view(y)
-    sums, squares = channels.zeros(), channels.zeros()
+    sums, squares = channels.zeros(x.dtype), channels.zeros(x.dtype)
     for block, place in channels.blocks():
-        sums[place] += add_over(source[block], channels.axis)
+        sums[place] += channels.sums(source[block])
     mean = channels.means(channels.totals(sums))
     centre = channels.spread(channels.each(mean), x.dtype)
     for block, place in channels.blocks():
         deviation = np.subtract(source[block], centre[place], target[block])
-        squares[place] += np.einsum(channels.products, deviation, deviation)
+        squares[place] += channels.products(deviation, deviation)
     var = channels.means(channels.totals(squares))
     rstd = 1.0 / np.sqrt(var + eps)
     scale = channels.each(rstd)
@@ -262,13 +278,13 @@ def _cotangents(
     dx = channels.empty(x)
     source, given, target = channels.view(x), channels.view(dy), channels.view(dx)
     centre = channels.spread(channels.each(mean), x.dtype)
-    sums, products = channels.zeros(), channels.zeros()
+    sums, products = channels.zeros(x.dtype), channels.zeros(x.dtype)
     scratch = np.empty(max(BLOCK, channels.lengths[2]), x.dtype)
     for block, place in channels.blocks():
         part, out = source[block], given[block]
         deviation = np.subtract(part, centre[place], scratch[: part.size].reshape(part.shape))
-        sums[place] += add_over(out, channels.axis)
-        products[place] += np.einsum(channels.products, deviation, out)
+        sums[place] += channels.sums(out)
+        products[place] += channels.products(deviation, out)
     r = channels.each(rstd).astype(np.float64)
     offset, slope = channels.totals(sums), channels.totals(products) * r
     dweight, dbias = add_over(slope, 0).astype(x.dtype), add_over(offset, 0).astype(x.dtype)
