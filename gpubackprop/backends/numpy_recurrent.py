@@ -1,9 +1,10 @@
 """Kernels of ``recurrent.py`` on NumPy arrays, faster than by their definition.
 
 The states and gates of all steps are allocated once and written in place. What makes a step quick:
-the weight lies transposed in memory, which the matrix product reads half again as fast; all gates
-are squashed by one call of tanh, for sigmoid(x) = (1 + tanh(x / 2)) / 2; and constants are whole
-matrices, since NumPy walks through rows one by one where a row is repeated or a matrix has gaps.
+the weight lies in memory as the matrix product reads it fastest, for some sizes in panels; all
+gates are squashed by one call of tanh, for sigmoid(x) = (1 + tanh(x / 2)) / 2; and constants are
+whole matrices, since NumPy walks through rows one by one where a row is repeated or a matrix has
+gaps.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
-from gpubackprop.backends.numpy_fused import ONE, ZERO
+from gpubackprop.backends.numpy_fused import HALF, ONE, ZERO
 from gpubackprop.backends.primitives import Array
 from gpubackprop.backends.recurrent import steps_in_order
+
+# Up to so many multiplications, OpenBLAS makes a matrix product in one thread without rearranging
+# its operands first. Four such panels take as long as the whole by two threads, and less time of
+# the processor.
+PANEL = 10**6
+PANELS = 4
 
 
 class NumPyRecurrent(ArrayBackend):
@@ -35,11 +42,11 @@ class NumPyRecurrent(ArrayBackend):
             return super().rnn_steps(projected, h0, w_hh, lengths, nonlinearity, reverse)
         steps = len(projected)
         hidden, before, after = _states(h0, steps, reverse)
-        weight = _packed(w_hh.T)
+        weight, products = _panels(w_hh.T, after)
         zero = ZERO[h0.dtype]
         for t in steps_in_order(steps, reverse):
             h, new = before[t], after[t]
-            np.dot(h, weight, new)
+            np.matmul(h, weight, products[t])
             np.add(new, projected[t], new)
             if nonlinearity == "tanh":
                 np.tanh(new, new)
@@ -63,7 +70,8 @@ class NumPyRecurrent(ArrayBackend):
             return super().rnn_steps_backward(dy, dh, w_hh, hidden, lengths, nonlinearity, reverse)
         one, zero = ONE[dh.dtype], ZERO[dh.dtype]
         dprojected = np.empty(dy.shape, dy.dtype)
-        dh, weight = dh.copy(), _packed(w_hh)
+        dh = dh.copy(order="C")
+        weight, product = _panels(w_hh, dh)
         after = hidden[:-1] if reverse else hidden[1:]
         for t in steps_in_order(len(dy), not reverse):
             d, y = dprojected[t], after[t]
@@ -78,7 +86,7 @@ class NumPyRecurrent(ArrayBackend):
             np.multiply(d, dh, d)
             if ended is not None:
                 d[ended] = 0
-            np.dot(d, weight, dh)
+            np.matmul(d, weight, product)
             if ended is not None:
                 dh[ended] = old
         return dprojected, dh
@@ -99,13 +107,13 @@ class NumPyRecurrent(ArrayBackend):
         hidden, h_before, h_after = _states(h0, steps, reverse)
         cells, c_before, c_after = _states(c0, steps, reverse)
         gates = np.empty(projected.shape, h0.dtype)
-        weight = _packed(w_hh.T)
+        weight, products = _panels(w_hh.T, gates)
         scale, shift = _squash(batch, (0.5, 0.5, 1.0, 0.5), width // 4, h0.dtype)
         work = np.empty(h0.shape, h0.dtype)
         i, f, g, o = _blocks(gates, 4)
         for t in steps_in_order(steps, reverse):
             h, a, c, c_new = h_before[t], gates[t], c_before[t], c_after[t]
-            np.dot(h, weight, a)
+            np.matmul(h, weight, products[t])
             np.add(a, projected[t], a)
             np.multiply(a, scale, a)
             np.tanh(a, a)
@@ -135,7 +143,8 @@ class NumPyRecurrent(ArrayBackend):
             return super().lstm_steps_backward(dy, dh, dc, w_hh, cells, gates, lengths, reverse)
         one = ONE[dh.dtype]
         dprojected = np.empty(gates.shape, gates.dtype)
-        dh, dc, weight = dh.copy(), dc.copy(), _packed(w_hh)
+        dh, dc = dh.copy(order="C"), dc.copy(order="C")
+        weight, product = _panels(w_hh, dh)
         before, after = (cells[1:], cells[:-1]) if reverse else (cells[:-1], cells[1:])
         # A gate of value y has the slope (k + y) * (1 - y): k is 0 for a sigmoid, 1 for tanh.
         k = _repeated(len(dh), (0.0, 0.0, 1.0, 0.0), dh.shape[1], dh.dtype)
@@ -165,7 +174,7 @@ class NumPyRecurrent(ArrayBackend):
             np.multiply(d, slope, d)
             if ended is not None:
                 d[ended] = 0
-            np.dot(d, weight, dh)
+            np.matmul(d, weight, product)
             if old is not None:
                 dh[ended], dc[ended] = old
         return dprojected, dh, dc
@@ -187,14 +196,15 @@ class NumPyRecurrent(ArrayBackend):
         hidden, before, after = _states(h0, steps, reverse)
         gates = np.empty(projected.shape, h0.dtype)
         inner = np.empty((steps, batch, size), h0.dtype)
-        weight, half = _packed(w_hh.T), np.array(0.5, h0.dtype)
+        half = HALF[h0.dtype]
         bias = None if b_hh is None else np.repeat(b_hh[None], batch, axis=0)
         product = np.empty((batch, width), h0.dtype)
+        weight, panels = _panels(w_hh.T, product)
         work, both = np.empty(h0.shape, h0.dtype), np.empty((batch, 2 * size), h0.dtype)
         r, z, n = _blocks(gates, 3)
         for t in steps_in_order(steps, reverse):
             h, q, p, new = before[t], inner[t], projected[t], after[t]
-            np.dot(h, weight, product)
+            np.matmul(h, weight, panels)
             if bias is not None:
                 np.add(product, bias, product)
             q[...] = product[:, 2 * size :]
@@ -230,7 +240,8 @@ class NumPyRecurrent(ArrayBackend):
         one = ONE[dh.dtype]
         dprojected = np.empty(gates.shape, gates.dtype)
         drecurrent = np.empty(gates.shape, gates.dtype)
-        dh, weight = dh.copy(), _packed(w_hh)
+        dh = dh.copy(order="C")
+        weight, product = _panels(w_hh, dh)
         before = hidden[1:] if reverse else hidden[:-1]
         k = _repeated(len(dh), (0.0, 0.0, 1.0), dh.shape[1], dh.dtype)
         slope, rest = np.empty(k.shape, k.dtype), np.empty(k.shape, k.dtype)
@@ -261,7 +272,7 @@ class NumPyRecurrent(ArrayBackend):
             e[:, : 2 * dh.shape[1]] = d[:, : 2 * dh.shape[1]]
             if ended is not None:
                 d[ended] = e[ended] = 0
-            np.dot(e, weight, dh)
+            np.matmul(e, weight, product)
             np.add(dh, work, dh)
             if ended is not None:
                 dh[ended] = old
@@ -273,8 +284,16 @@ def _alike(x: Any, *others: Any) -> bool:
     return x.dtype in ONE and all(a.dtype == x.dtype for a in others)
 
 
-def _packed(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x)
+def _panels(weight: np.ndarray, result: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`weight` (K, M) as matmul multiplies by it fastest, and the view of `result` (..., N, M) to
+    write the product to."""
+    rows, columns = result.shape[-2:]
+    work = weight.size * rows
+    split = not columns % PANELS and work / PANELS <= PANEL < work
+    parts = PANELS if split else 1
+    shape = (*result.shape[:-1], parts, columns // parts)
+    panels = weight.reshape(weight.shape[0], parts, columns // parts).swapaxes(0, 1)
+    return np.ascontiguousarray(panels), result.reshape(shape).swapaxes(-3, -2)
 
 
 def _states(x0: np.ndarray, steps: int, reverse: bool) -> tuple[np.ndarray, ...]:
