@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "kernels"
-FILES = ("philox", "softmax", "norm", "optim", "scatter", "activations")
+FILES = ("philox", "softmax", "norm", "optim", "scatter", "activations", "pooling", "recurrent")
 
 # NumPy's dtype name -> the C++ type.
 FLOATS = {
@@ -32,6 +32,7 @@ _HEADERS = {"__half": "GPUBACKPROP_HALF", "__nv_bfloat16": "GPUBACKPROP_BFLOAT16
 # What each template parameter other than the element type T may be.
 _VALUES = {
     "I": tuple(INDICES.values()),
+    "P": ("u8", "int"),
     "TEAM": ("32", "256"),
     "BLOCK": ("256",),
 }

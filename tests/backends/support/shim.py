@@ -27,6 +27,7 @@ _POINTED = {
     "i64": np.dtype(np.int64),
     "u64": np.dtype(np.uint64),
     "u32": np.dtype(np.uint32),
+    "u8": np.dtype(np.uint8),
     "bool": np.dtype(np.bool_),
 }
 
