@@ -5,10 +5,10 @@ Three kernels, each linear in both of its arrays, and each the derivative of ano
 So derivatives of any order stay among them.
 
 What the three have in common. Images are (N, *spatial, C), weights (O, C / groups, *kernel) as in
-PyTorch. `stride` and `dilation` are a number for each spatial axis, `padding` a pair for each: zeros
-before and after. As in all of deep learning the kernel is not flipped (cross-correlation). The
-channels of an image fall into `groups` equal runs, and those of the result likewise; each run of the
-result sees one run of the image.
+PyTorch. `stride` and `dilation` are a number for each spatial axis, `padding` a pair for each:
+zeros before and after. As in all of deep learning the kernel is not flipped (cross-correlation).
+The channels of an image fall into `groups` equal runs, and those of the result likewise; each run
+of the result sees one run of the image.
 
 Definitions, like those of ``composites.py``: a backend may override any of them.
 """

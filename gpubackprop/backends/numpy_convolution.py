@@ -1,146 +1,32 @@
 """Kernels of ``convolution.py`` on NumPy arrays, faster than by their definition.
 
-What each window sees is copied into the rows of a matrix (im2col: Chellapilla et al. 2006), and one
-matrix product does the rest. The copy is made for a few images at a time, so that the product finds
-it in the processor's cache, and always into the same memory. Kernels of one element need no copy,
-and where each group has a single channel there is nothing to multiply matrices for: those run as
-one multiply-add of whole images for each place in the kernel.
+The images are shared among threads, and each thread takes a few at a time, so that they stay in its
+core's cache: it lays out what the windows see (``numpy_windows.py``) and multiplies by the weight,
+in products that are small enough for the BLAS not to divide them again. Kernels of one element need
+no layout, and groups of one channel no products (``numpy_depthwise.py``).
 
 The fast paths are for arrays of one dtype, float32 or float64; all else runs the definition.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from gpubackprop.backends.array_backend import ArrayBackend, window_layout
+from gpubackprop.backends import numpy_depthwise as depthwise
+from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.convolution import Padding
+from gpubackprop.backends.cpu_threads import in_parts, threads
+from gpubackprop.backends.numpy_windows import COLUMNS, Columns, Geometry
 from gpubackprop.backends.primitives import Array, Shape
 
-# Columns of this many bytes at a time: measured on a Xeon and on an EPYC with 1 and 2 MiB of L2 a
-# core, products with half or twice of it are no faster.
-COLUMNS = 4 << 20
-# Of images that are multiplied and added place by place: an L2 cache holds three of these.
-TERMS = 256 << 10
-# Runs of fewer elements than this are copied along the image rather than along the window.
-SHORT_RUN = 16
-# A transposed convolution with stride 1 is a convolution too. It reads `outputs` numbers a pixel of
-# the result, against `channels` for each place of dy that are added up otherwise; it is the faster
-# way where it moves less than this many times as much.
-AS_CONVOLUTION = 1.5
-
-
-class Geometry:
-    """Sizes of one convolution.
-
-    Parameters
-    ----------
-    spatial, kernel, stride, padding, dilation : of the convolution.
-
-    Attributes
-    ----------
-    padded : sizes of the padded image.
-    out : number of windows along each axis.
-    inner : where in the padded image the image is.
-    """
-
-    def __init__(
-        self, spatial: Shape, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape
-    ) -> None:
-        self.spatial, self.kernel, self.stride, self.dilation = spatial, kernel, stride, dilation
-        self.padded = tuple(n + a + b for n, (a, b) in zip(spatial, padding, strict=True))
-        self.inner = tuple(slice(a, a + n) for n, (a, _) in zip(spatial, padding, strict=True))
-        shape, _ = window_layout(
-            (1, *self.padded, 1), (0,) * (len(spatial) + 2), kernel, stride, dilation
-        )
-        self.out: Shape = shape[1 : 1 + len(spatial)]
-        self.rows, self.places = math.prod(self.out), math.prod(kernel)
-
-    def reads_each_pixel_once(self) -> bool:
-        """Whether the columns are the image itself, but for a stride."""
-        return self.places == 1 and self.padded == self.spatial
-
-    def at(self, place: Shape) -> tuple[slice, ...]:
-        """Which pixels of a padded image all windows see at one place of the kernel."""
-        steps = zip(place, self.dilation, self.out, self.stride, strict=True)
-        every = (slice(k * d, k * d + (o - 1) * s + 1, s) for k, d, o, s in steps)
-        return (slice(None), *every)
-
-    def every_place(self) -> Iterator[Shape]:
-        """Every place of the kernel."""
-        return itertools.product(*map(range, self.kernel))
-
-
-class Padded:
-    """Memory for a few padded images, C-contiguous."""
-
-    def __init__(self, geometry: Geometry, images: int, channels: int, dtype: np.dtype) -> None:
-        self.geometry = geometry
-        self.memory = np.zeros((images, *geometry.padded, channels), dtype)
-
-    def fill(self, x: np.ndarray) -> np.ndarray:
-        """The images with zeros around them; themselves where there is nothing to do."""
-        if self.geometry.padded == self.geometry.spatial and x.flags.c_contiguous:
-            return x
-        part = self.memory[: len(x)]
-        part[(slice(None), *self.geometry.inner)] = x
-        return part
-
-
-class Columns:
-    """The columns of a few images at a time.
-
-    Parameters
-    ----------
-    geometry, x, groups : the convolution and its images.
-
-    Attributes
-    ----------
-    images : how many are taken at once.
-    """
-
-    def __init__(self, geometry: Geometry, x: np.ndarray, groups: int) -> None:
-        self.geometry, self.x, self.groups = geometry, x, groups
-        self.channels = x.shape[-1] // groups
-        width = geometry.places * self.channels
-        each = geometry.rows * groups * width * x.itemsize
-        self.images = min(max(1, COLUMNS // each), len(x))
-        self.padded = Padded(geometry, self.images, x.shape[-1], x.dtype)
-        # With few channels, neighbours in memory lie along the image: then the matrix is built
-        # transposed, (kernel * C, out), which a matrix product takes as readily.
-        self.along_image = groups == 1 and (
-            self.channels * geometry.kernel[-1] < min(SHORT_RUN, geometry.out[-1])
-        )
-        self.memory = np.empty(self.images * geometry.rows * groups * width, x.dtype)
-
-    def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """(which images, their columns as (groups, images * out, kernel * C / groups))."""
-        for start in range(0, len(self.x), self.images):
-            block = slice(start, min(start + self.images, len(self.x)))
-            yield block, self.of(self.x[block])
-
-    def of(self, x: np.ndarray) -> np.ndarray:
-        g, n = self.geometry, len(self.geometry.out)
-        part = self.padded.fill(x)
-        shape, strides = window_layout(part.shape, part.strides, g.kernel, g.stride, g.dilation)
-        rows, width = len(x) * g.rows, g.places * self.channels
-        memory = self.memory[: rows * self.groups * width]
-        if self.along_image:
-            seen = np.lib.stride_tricks.as_strided(part, shape, strides)
-            axes = (*range(1 + n, 2 * n + 2), *range(1 + n))
-            turned = seen.transpose(axes)
-            np.copyto(memory.reshape(turned.shape), turned)
-            return memory.reshape(1, width, rows).transpose(0, 2, 1)
-        # The axis of the groups is split off the channels and moved to the front.
-        shape = (self.groups, *shape[:-1], self.channels)
-        strides = (self.channels * part.strides[-1], *strides)
-        seen = np.lib.stride_tricks.as_strided(part, shape, strides)
-        np.copyto(memory.reshape(shape), seen)
-        return memory.reshape(self.groups, rows, width)
+# Multiplications in one product. From a million on OpenBLAS packs and divides it among threads of
+# its own; below, its kernels for small matrices run where they are called.
+PRODUCT = 1_000_000
+# Fewer multiplications than this are not worth another thread (about 50 us to start its work).
+SHARE = 4_000_000
 
 
 class NumPyConvolution(ArrayBackend):
@@ -156,30 +42,48 @@ class NumPyConvolution(ArrayBackend):
         dilation: Shape,
         groups: int,
     ) -> Array:
-        if not _alike(x, weight, bias) or weight.shape[0] % groups:
+        g = _geometry(x, weight.shape, stride, padding, dilation, groups)
+        if g is None or not _alike(x, weight, bias):
             return super().conv(x, weight, bias, stride, padding, dilation, groups)
-        g = Geometry(x.shape[1:-1], weight.shape[2:], stride, padding, dilation)
-        outputs = weight.shape[0]
-        if not g.rows or x.shape[-1] != groups * weight.shape[1]:
-            return super().conv(x, weight, bias, stride, padding, dilation, groups)
+        outputs, channels = weight.shape[0], x.shape[-1]
         y = np.empty((len(x), *g.out, outputs), x.dtype)
-        if groups > 1 and weight.shape[1] == 1:
-            _multiply_add(g, x, weight, y)
-            return y if bias is None else np.add(y, bias, y)
         if groups == 1 and g.reads_each_pixel_once():
-            rows = np.ascontiguousarray(x[g.at((0,) * len(stride))]).reshape(-1, x.shape[-1])
+            rows = np.ascontiguousarray(x[g.at((0,) * len(stride))]).reshape(-1, channels)
             np.matmul(rows, weight.reshape(outputs, -1).T, out=y.reshape(-1, outputs))
             return y if bias is None else np.add(y, bias, y)
-        matrix = self._matrix(weight, groups)
-        for block, columns in Columns(g, x, groups):
-            part = y[block]
-            if groups == 1:
-                np.matmul(columns[0], matrix[0], out=part.reshape(-1, outputs))
-            else:
-                rows = np.matmul(columns, matrix)
-                part.reshape(-1, groups, outputs // groups)[...] = rows.transpose(1, 0, 2)
-            if bias is not None:
-                np.add(part, bias, part)
+        row = None if bias is None else np.tile(bias, g.out[-1])
+        if groups == channels > 1:
+            w = depthwise.by_place(g, weight, channels)
+
+            def multiply(start: int, stop: int) -> None:
+                depthwise.multiply_add(g, x, w, y, start, stop)
+                _add_to_rows(y[start:stop], row)
+
+            in_parts(multiply, len(x), _parts(g, x, outputs))
+            return y
+
+        def convolve(start: int, stop: int) -> None:
+            columns = Columns(g, channels, groups, x.dtype, stop - start)
+            matrices = columns.matrices(weight)
+            term: np.ndarray | None = None
+            for block in _blocks(start, stop, columns.images):
+                columns.fill(x[block])
+                n = block.stop - block.start
+                apart = y[block].reshape(n, g.rows, groups, -1).transpose(2, 0, 1, 3)
+                total = apart if groups == 1 else np.empty(apart.shape, y.dtype)
+                for k in range(columns.kernel_rows):
+                    if k == 0:
+                        _multiply(columns.at(k), matrices[k], total)
+                        continue
+                    if term is None or term.shape != total.shape:
+                        term = np.empty(total.shape, y.dtype)
+                    _multiply(columns.at(k), matrices[k], term)
+                    np.add(total, term, total)
+                if groups > 1:
+                    apart[...] = total
+                _add_to_rows(y[block], row)
+
+        in_parts(convolve, len(x), _parts(g, x, outputs // groups))
         return y
 
     def conv_transpose(
@@ -192,28 +96,28 @@ class NumPyConvolution(ArrayBackend):
         dilation: Shape,
         groups: int,
     ) -> Array:
-        if not _alike(dy, weight) or weight.shape[0] % groups:
+        outputs, channels = weight.shape[0], weight.shape[1] * groups
+        shape = (len(dy), *spatial, channels)
+        g = _geometry(np.empty((0, *shape[1:])), weight.shape, stride, padding, dilation, groups)
+        if g is None or not _alike(dy, weight) or dy.shape[1:] != (*g.out, outputs):
             return super().conv_transpose(dy, weight, spatial, stride, padding, dilation, groups)
-        g = Geometry(spatial, weight.shape[2:], stride, padding, dilation)
-        outputs, channels = weight.shape[:2]
-        if dy.shape[1:] != (*g.out, outputs) or not g.rows:
-            return super().conv_transpose(dy, weight, spatial, stride, padding, dilation, groups)
-        around = _as_convolution(g, padding)
-        depthwise = groups > 1 and channels == 1
-        if around is not None and not depthwise:
-            moved = outputs * math.prod(spatial)
-            if moved <= AS_CONVOLUTION * channels * groups * g.rows:
-                flipped = _turned(weight, groups)
-                return self.conv(dy, flipped, None, stride, around, dilation, groups)
-        dx = np.empty((len(dy), *spatial, channels * groups), dy.dtype)
-        if groups == 1 and g.reads_each_pixel_once() and g.out == spatial:
-            rows = np.ascontiguousarray(dy).reshape(-1, outputs)
-            np.matmul(rows, weight.reshape(outputs, -1), out=dx.reshape(-1, channels))
-            return dx
-        if depthwise:
-            _add_back(g, dy, weight, dx)
+        around = _as_convolution(g)
+        if groups < max(channels, 2) and around is not None:
+            return self.conv(dy, _turned(weight, groups), None, stride, around, dilation, groups)
+        dx = np.empty(shape, dy.dtype)
+        if groups == channels > 1:
+            w = depthwise.by_place(g, weight, channels)
+
+            def multiply(start: int, stop: int) -> None:
+                depthwise.add_back(g, dy, w, dx, start, stop)
+
+            in_parts(multiply, len(dy), _parts(g, dy, 1))
         else:
-            _scatter_products(g, dy, weight, dx, groups)
+
+            def scatter(start: int, stop: int) -> None:
+                _scatter_products(g, dy, weight, dx, groups, start, stop)
+
+            in_parts(scatter, len(dy), _parts(g, dy, channels // groups))
         return dx
 
     def conv_weight(
@@ -226,26 +130,49 @@ class NumPyConvolution(ArrayBackend):
         dilation: Shape,
         groups: int,
     ) -> Array:
-        outputs, channels = dy.shape[-1], x.shape[-1] // groups
-        if not _alike(x, dy) or outputs % groups or x.shape[-1] % groups:
-            return super().conv_weight(x, dy, kernel, stride, padding, dilation, groups)
-        g = Geometry(x.shape[1:-1], kernel, stride, padding, dilation)
-        if dy.shape != (len(x), *g.out, outputs) or not g.rows:
+        outputs, channels = dy.shape[-1], x.shape[-1]
+        shape = (outputs, channels // groups, *kernel)
+        g = _geometry(x, shape, stride, padding, dilation, groups)
+        if g is None or not _alike(x, dy) or dy.shape != (len(x), *g.out, outputs):
             return super().conv_weight(x, dy, kernel, stride, padding, dilation, groups)
         dy = np.ascontiguousarray(dy)
         if groups == 1 and g.reads_each_pixel_once():
             rows = np.ascontiguousarray(x[g.at((0,) * len(kernel))]).reshape(-1, channels)
-            return np.matmul(dy.reshape(-1, outputs).T, rows).reshape(outputs, channels, *kernel)
-        if groups > 1 and channels == 1:
-            return _correlate(g, x, dy)
-        total: np.ndarray | None = None
-        for block, columns in Columns(g, x, groups):
-            rows = dy[block].reshape(-1, groups, outputs // groups).transpose(1, 2, 0)
-            found = np.matmul(rows, columns)
-            total = found if total is None else np.add(total, found, total)
-        assert total is not None
-        apart = total.reshape(outputs, g.places, channels).transpose(0, 2, 1)
-        return np.ascontiguousarray(apart).reshape(outputs, channels, *kernel)
+            return np.matmul(dy.reshape(-1, outputs).T, rows).reshape(shape)
+        if groups == channels > 1:
+
+            def correlate(start: int, stop: int) -> np.ndarray:
+                return depthwise.correlate(g, x, dy, start, stop)
+
+            found = in_parts(correlate, len(x), _parts(g, x, outputs))
+            return np.ascontiguousarray(_total(found).T).reshape(shape)
+
+        def gather(start: int, stop: int) -> np.ndarray:
+            columns = Columns(g, channels, groups, x.dtype, stop - start)
+            dims = (columns.kernel_rows, groups, columns.width, outputs // groups)
+            total = np.zeros(dims, x.dtype)
+            for block in _blocks(start, stop, columns.images):
+                columns.fill(x[block])
+                n = block.stop - block.start
+                cotangent = dy[block].reshape(n, g.rows, groups, -1).transpose(2, 0, 1, 3)
+                for k in range(columns.kernel_rows):
+                    _multiply_transposed(columns.at(k), cotangent, total[k])
+            return total
+
+        parts = in_parts(gather, len(x), _parts(g, x, outputs // groups))
+        return Columns(g, channels, groups, x.dtype, 1).weight(_total(parts), kernel)
+
+
+def _geometry(
+    x: np.ndarray, weight: Shape, stride: Shape, padding: Padding, dilation: Shape, groups: int
+) -> Geometry | None:
+    """Sizes of a convolution of x with a weight of that shape; None where they do not fit."""
+    if x.ndim != len(weight) or groups < 1 or weight[0] % groups:
+        return None
+    if x.shape[-1] != weight[1] * groups:
+        return None
+    g = Geometry(x.shape[1:-1], weight[2:], stride, padding, dilation)
+    return g if g.rows else None
 
 
 def _alike(x: np.ndarray, *others: np.ndarray | None) -> bool:
@@ -254,12 +181,69 @@ def _alike(x: np.ndarray, *others: np.ndarray | None) -> bool:
     return same and x.dtype.char in "fd" and x.size > 0
 
 
-def _as_convolution(g: Geometry, padding: Padding) -> Padding | None:
+def _parts(g: Geometry, x: np.ndarray, each: int) -> int:
+    """How many threads to share images among whose every window takes `each` multiplications for
+    each number that it sees."""
+    work = len(x) * g.rows * g.places * x.shape[-1] * each
+    return min(threads(), 1 + work // SHARE)
+
+
+def _blocks(start: int, stop: int, images: int) -> Iterator[slice]:
+    return (slice(i, min(i + images, stop)) for i in range(start, stop, images))
+
+
+def _total(parts: list[np.ndarray]) -> np.ndarray:
+    """The sum of arrays, in the first of them."""
+    for part in parts[1:]:
+        np.add(parts[0], part, parts[0])
+    return parts[0]
+
+
+def _add_to_rows(y: np.ndarray, row: np.ndarray | None) -> None:
+    """Add the bias, repeated along the last spatial axis: a long loop is a quick one."""
+    if row is not None:
+        rows = y.reshape(-1, row.size)
+        np.add(rows, row, rows)
+
+
+def _pieces(rows: int, columns: int) -> Iterator[tuple[slice, int]]:
+    """Divide the rows of a matrix: runs of them, and into how many equal parts each."""
+    most = max(1, PRODUCT // columns)
+    parts = -(-rows // most)
+    each = -(-rows // parts)
+    whole = rows // each
+    yield slice(0, whole * each), whole
+    if whole * each < rows:
+        yield slice(whole * each, rows), 1
+
+
+def _split(x: np.ndarray, part: slice, n: int) -> np.ndarray:
+    """(groups, images, rows, columns) as (groups, images, n, rows, columns) of a run of rows."""
+    cut = x[:, :, part]
+    return cut.reshape(*cut.shape[:2], n, cut.shape[2] // n, cut.shape[3])
+
+
+def _multiply(columns: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> None:
+    """columns (groups, images, rows, width) times matrices (groups, width, O)."""
+    for part, n in _pieces(columns.shape[2], columns.shape[3] * matrices.shape[2]):
+        a, y = _split(columns, part, n), _split(out, part, n)
+        np.matmul(a, matrices[:, None, None], out=y)
+
+
+def _multiply_transposed(columns: np.ndarray, dy: np.ndarray, total: np.ndarray) -> None:
+    """Add to total (groups, width, O) the product of columns (groups, images, rows, width),
+    transposed, and dy (groups, images, rows, O)."""
+    for part, n in _pieces(columns.shape[2], columns.shape[3] * dy.shape[3]):
+        a, b = _split(columns, part, n), _split(dy, part, n)
+        np.add(total, np.matmul(a.swapaxes(3, 4), b).sum(axis=(1, 2)), total)
+
+
+def _as_convolution(g: Geometry) -> Padding | None:
     """The padding of dy with which the transpose is a convolution; None where it is none."""
     spans = [d * (k - 1) for k, d in zip(g.kernel, g.dilation, strict=True)]
-    if max(g.stride) > 1 or any(max(p) > s for p, s in zip(padding, spans, strict=True)):
+    if max(g.stride) > 1 or any(max(p) > s for p, s in zip(g.padding, spans, strict=True)):
         return None
-    return tuple((s - a, s - b) for s, (a, b) in zip(spans, padding, strict=True))
+    return tuple((s - a, s - b) for s, (a, b) in zip(spans, g.padding, strict=True))
 
 
 def _turned(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -272,95 +256,32 @@ def _turned(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _scatter_products(
-    g: Geometry, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, groups: int
+    g: Geometry,
+    dy: np.ndarray,
+    weight: np.ndarray,
+    dx: np.ndarray,
+    groups: int,
+    start: int,
+    stop: int,
 ) -> None:
     """dx[o * stride + k * dilation] += dy[o] W[k]: a product for each place k of the kernel, added
     to the pixels that the windows see there."""
     outputs, channels = weight.shape[0] // groups, weight.shape[1]
     split = weight.reshape(groups, outputs, channels, g.places)
-    matrices = np.ascontiguousarray(split.transpose(0, 3, 1, 2))  # (groups, places, O, C)
-    each = g.rows * g.places * channels * groups * dy.itemsize
-    images = min(max(1, COLUMNS // each), len(dy))
-    memory = np.empty((groups, g.places, images * g.rows, channels), dy.dtype)
+    matrices = np.ascontiguousarray(split.transpose(3, 0, 1, 2))  # (places, groups, O, C)
+    each = math.prod(g.padded) * channels * groups * dy.itemsize
+    images = min(max(1, COLUMNS // (4 * each)), stop - start)
+    memory = np.empty((groups, images, g.rows, channels), dy.dtype)
     padded = np.empty((images, *g.padded, channels * groups), dy.dtype)
-    places = [g.at(place) for place in g.every_place()]
-    for start in range(0, len(dy), images):
-        block = slice(start, min(start + images, len(dy)))
-        part = np.ascontiguousarray(dy[block])
-        n = len(part)
-        rows = part.reshape(-1, groups, outputs).transpose(1, 0, 2)[:, None]
-        terms = memory[:, :, : n * g.rows]
-        np.matmul(rows, matrices, out=terms)
-        total = padded[:n] if g.padded != g.spatial else dx[block]
+    for block in _blocks(start, stop, images):
+        n = block.stop - block.start
+        rows = np.ascontiguousarray(dy[block]).reshape(n, g.rows, groups, outputs)
+        total, term = padded[:n], memory[:, :n]
         total[...] = 0.0
-        for i in range(groups):
-            own = total[..., i * channels : (i + 1) * channels]
-            for k, at in enumerate(places):
-                np.add(own[at], terms[i, k].reshape(n, *g.out, channels), out=own[at])
-        if g.padded != g.spatial:
-            dx[block] = total[(slice(None), *g.inner)]
-
-
-# One channel a group: x (N, *spatial, C), weight (C * m, 1, *kernel), y (N, *out, C * m).
-
-
-def _image_blocks(g: Geometry, n: int, channels: int, itemsize: int) -> Iterator[slice]:
-    images = max(1, TERMS // (math.prod(g.padded) * channels * itemsize))
-    return (slice(i, min(i + images, n)) for i in range(0, n, images))
-
-
-def _by_channel(weight: np.ndarray, channels: int) -> np.ndarray:
-    """The weight as (*kernel, C, m)."""
-    split = weight.reshape(channels, -1, *weight.shape[2:])
-    return np.ascontiguousarray(np.moveaxis(split, (0, 1), (-2, -1)))
-
-
-def _multiply_add(g: Geometry, x: np.ndarray, weight: np.ndarray, y: np.ndarray) -> None:
-    """y[o] = the sum over places k of x[o * stride + k * dilation] w[k]."""
-    channels = x.shape[-1]
-    w = _by_channel(weight, channels)
-    blocks = list(_image_blocks(g, len(x), y.shape[-1], x.itemsize))
-    padded = Padded(g, blocks[0].stop, channels, x.dtype)
-    for block in blocks:
-        seen = padded.fill(x[block])[..., None]
-        total = y[block].reshape(-1, *g.out, channels, w.shape[-1])
         for k, place in enumerate(g.every_place()):
-            if k == 0:
-                np.multiply(seen[g.at(place)], w[place], out=total)
-            else:
-                np.add(total, seen[g.at(place)] * w[place], out=total)
-
-
-def _add_back(g: Geometry, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray) -> None:
-    """dx[o * stride + k * dilation] += dy[o] w[k], summed over the outputs of each channel."""
-    channels = dx.shape[-1]
-    w = _by_channel(weight, channels)
-    blocks = list(_image_blocks(g, len(dy), dy.shape[-1], dy.itemsize))
-    memory = np.empty((blocks[0].stop, *g.padded, channels), dy.dtype)
-    for block in blocks:
-        part = np.ascontiguousarray(dy[block])
-        part = part.reshape(*part.shape[:-1], channels, w.shape[-1])
-        total = memory[: len(part)]
-        total[...] = 0.0
-        for place in g.every_place():
-            term = part * w[place]
-            term = term[..., 0] if term.shape[-1] == 1 else term.sum(axis=-1)
+            _multiply(rows.transpose(2, 0, 1, 3), matrices[k], term)
             at = g.at(place)
-            np.add(total[at], term, out=total[at])
+            for i in range(groups):
+                own = total[..., i * channels : (i + 1) * channels][at]
+                np.add(own, term[i].reshape(n, *g.out, channels), out=own)
         dx[block] = total[(slice(None), *g.inner)]
-
-
-def _correlate(g: Geometry, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """dw[c * m + j, 0, k] = the sum over images and windows o of x[o * stride + k * dilation, c]
-    dy[o, c * m + j]."""
-    channels, outputs = x.shape[-1], dy.shape[-1]
-    dw = np.zeros((*g.kernel, outputs), x.dtype)
-    blocks = list(_image_blocks(g, len(x), outputs, x.itemsize))
-    padded = Padded(g, blocks[0].stop, channels, x.dtype)
-    for block in blocks:
-        seen = padded.fill(x[block])[..., None]
-        part = dy[block].reshape(-1, *g.out, channels, outputs // channels)
-        ones = np.ones(len(part) * g.rows, x.dtype)
-        for place in g.every_place():
-            dw[place] += ones @ (seen[g.at(place)] * part).reshape(-1, outputs)
-    return np.moveaxis(dw, -1, 0)[:, None]
