@@ -448,3 +448,38 @@ def test_the_first_nan_is_found_inside_a_checkpoint():
     )
     with pytest.raises(NonFiniteError, match="log in .* gave"):
         trainer.fit(1)
+
+
+def test_batch_statistics_are_counted_once():
+    x = gb.tensor(np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32))
+    plain, kept = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    (plain(x) ** 2.0).sum().backward()
+    (gb.checkpoint(kept, x) ** 2.0).sum().backward()
+    for name, value in plain.state_dict().items():
+        assert np.array_equal(kept.state_dict()[name], value), name
+    assert kept.state_dict()["num_batches_tracked"] == 1
+    assert np.array_equal(kept.weight.grad.numpy(), plain.weight.grad.numpy())
+
+
+@pytest.mark.parametrize("kind", ["convnet", "recurrent", "transformer"])
+def test_layers_with_more_in_them(kind):
+    gb.manual_seed(4)
+    rng = np.random.default_rng(0)
+    if kind == "convnet":
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+        x = rng.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    elif kind == "recurrent":
+        model, x = nn.LSTM(4, 3, 2, dropout=0.5), rng.standard_normal((5, 2, 4)).astype(np.float32)
+    else:
+        model = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True)
+        x = rng.standard_normal((2, 5, 4)).astype(np.float32)
+    x = gb.tensor(x, requires_grad=True)
+    places = model.random_state()
+
+    def cost(run):
+        model.load_random_state(places)
+        y = run(model, x)
+        return ((y[0] if isinstance(y, tuple) else y) ** 2.0).sum()
+
+    plain, kept = both(cost, x, *model.parameters())
+    assert same(plain, kept)
