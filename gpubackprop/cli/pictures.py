@@ -9,6 +9,7 @@ import numpy as np
 
 from gpubackprop.cli import folders
 from gpubackprop.cli.parser import note
+from gpubackprop.data import DATASETS
 from gpubackprop.recipes import Job
 from gpubackprop.training import FitResult, outputs_of, plot
 
@@ -23,7 +24,8 @@ def draw(job: Job, result: FitResult, out: Path, watched: str) -> None:
         return
     name = job.recipe.name
     plot.learning_curve(result.history, out / folders.CURVE, title=name, watched=watched)
-    if job.data.classes is None or job.data.input_shape != (2,):
+    plane = job.data.input_shape == (2,) and not DATASETS[job.recipe.data.name].tokens
+    if job.data.classes is None or not plane:
         return
     points, labels = job.data.test.array("input"), job.data.test.array("target")
     if labels.ndim > 1:

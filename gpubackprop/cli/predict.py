@@ -18,7 +18,7 @@ from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.cli.parser import Parser, add_data_dir, add_device, add_json, note, whole_number
 from gpubackprop.cli.runs import Run, fit_inputs, load_run
-from gpubackprop.data import ArrayDataset, DataLoader, read_csv, read_idx, read_npz
+from gpubackprop.data import DATASETS, ArrayDataset, DataLoader, read_csv, read_idx, read_npz
 from gpubackprop.errors import ConfigError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
 from gpubackprop.recipes.costs import LOSSES
@@ -55,6 +55,10 @@ def run(options: argparse.Namespace) -> int:
     form = _format(options)
     backend = get_backend(choose(options.device).device)
     trained = load_run(options.run, backend)
+    if DATASETS[trained.recipe.data.name].tokens:
+        raise ConfigError(
+            f"{options.run} holds a language model, which writes text: run gpubackprop generate"
+        )
     inputs = _inputs(options, trained)
     if not len(inputs):
         raise ConfigError("there is no sample to predict")

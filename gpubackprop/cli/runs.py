@@ -122,7 +122,7 @@ def _rebuild(path: Path, checkpoint: Checkpoint, device: Any) -> Run:
     attached = groups[ATTACHED]
     scaling = Scaling(attached["offset"], attached["scale"], np.dtype(recipe.train.dtype))
     for array in (scaling.offset, scaling.scale):
-        if array.shape not in ((), shape) or array.dtype != np.float64:
+        if array.shape not in ((), shape, shape[-1:]) or array.dtype != np.float64:
             raise CheckpointError("the scaling of the inputs does not fit their shape")
     data_dir = info.get("data_dir")
     return Run(
@@ -152,6 +152,8 @@ def fit_inputs(run: Run, inputs: np.ndarray[Any, Any], source: str) -> np.ndarra
     flat = len(run.input_shape) == 1 and inputs.ndim > 1
     if flat and math.prod(shape) == run.input_shape[0]:
         inputs = inputs.reshape(len(inputs), math.prod(shape))
+    elif (*shape, 1) == run.input_shape:  # grey pictures, where the network takes channels
+        inputs = inputs[..., None]
     if inputs.dtype.kind not in "biuf" or inputs.shape[1:] != run.input_shape:
         raise DataError(
             f"{source} holds samples of shape {list(shape)} ({inputs.dtype}), but the network in "

@@ -13,14 +13,24 @@ from gpubackprop import nn
 from gpubackprop.autograd import Tensor
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.random import Generator, using
-from gpubackprop.data import DataLoader, Dataset, DataSplit, Subset, load, one_hot, split_indices
+from gpubackprop.data import (
+    DATASETS,
+    Augment,
+    DataLoader,
+    Dataset,
+    DataSplit,
+    Subset,
+    load,
+    one_hot,
+    split_indices,
+)
 from gpubackprop.errors import ConfigError
 from gpubackprop.optim import Optimizer
 from gpubackprop.optim.schedules import Schedule
 from gpubackprop.recipes.costs import CLASS, LOSSES, NUMBERS, ROW
 from gpubackprop.recipes.layers import LAYERS, Shape
 from gpubackprop.recipes.options import Place
-from gpubackprop.recipes.schema import Recipe
+from gpubackprop.recipes.schema import Choice, Recipe
 from gpubackprop.recipes.updates import OPTIMIZERS, make_schedule
 
 MAX_PARAMETERS = 1 << 28
@@ -92,21 +102,33 @@ def plan_model(recipe: Recipe, input_shape: Shape, classes: int | None = None) -
         place = Place(recipe.source, f"[[model.layers]] {number} ({layer.name})")
         row = LAYERS[layer.name]
         try:
-            shapes.append(row.shape(shapes[-1], layer.options))
+            shapes.append(row.shape(shapes[-1], options_of(layer, classes)))
         except ValueError as error:
             raise place.error(str(error)) from None
-        total += row.parameters(shapes[-2], layer.options)
+        total += row.parameters(shapes[-2], options_of(layer, classes))
         if total > MAX_PARAMETERS:
             raise place.error(
                 f"up to this layer the network has {total:,} parameters; at most "
                 f"{MAX_PARAMETERS:,} are allowed"
             )
     outputs = shapes[-1]
-    if classes is not None and outputs != (classes,):
+    tokens = DATASETS[recipe.data.name].tokens
+    if tokens and outputs != (*shapes[0], classes):
+        raise recipe.place("model").error(
+            f"the last layer gives {list(outputs)} outputs, but a text needs one for each of "
+            f"{classes} characters at each of {shapes[0][0]} places; 'gpt' and 'recurrent-lm' give "
+            "that"
+        )
+    if classes is not None and not tokens and outputs != (classes,):
         raise recipe.place("model").error(
             f"the last layer gives {list(outputs)} outputs, but the data have {classes} classes"
         )
     return Plan(tuple(shapes), total)
+
+
+def options_of(layer: Choice, classes: int | None) -> dict[str, Any]:
+    """What the functions of a layer's row are given."""
+    return {**layer.options, "classes": classes}
 
 
 def build_model(
@@ -123,7 +145,7 @@ def build_model(
     # A child of the seed's generator, since the order of epoch 0 uses the first words of the seed.
     with using(Generator(recipe.train.seed).split()):
         layers = [
-            LAYERS[layer.name].build(shape, layer.options)
+            LAYERS[layer.name].build(shape, options_of(layer, classes))
             for layer, shape in zip(recipe.layers, plan.shapes, strict=False)
         ]
     return nn.Sequential(*layers).to(device, dtype=recipe.train.dtype)
@@ -145,6 +167,10 @@ def load_data(recipe: Recipe, data_dir: str | os.PathLike[str] | None = None) ->
     except ConfigError as error:
         raise place.error(str(error)) from None
     form = target_form(recipe, data.classes)
+    if form != CLASS and DATASETS[recipe.data.name].tokens:
+        raise recipe.place("loss").error(
+            f"{recipe.loss.name} cannot compare sequences of characters; take cross-entropy"
+        )
     if form == CLASS:
         return data
     if form == ROW:
@@ -212,6 +238,12 @@ def build(
     if not any(True for _ in model.parameters()):
         raise recipe.place("model").error("no layer has parameters to train; add a linear layer")
     training, watched = _watch(recipe, data)
+    augment = None if recipe.augment is None else Augment(**recipe.augment)
+    if augment is not None:
+        try:
+            augment.check(data.input_shape)
+        except ConfigError as error:
+            raise recipe.place("augment").error(str(error)) from None
     loader = DataLoader(
         training,
         train.batch_size,
@@ -219,6 +251,8 @@ def build(
         seed=train.seed,
         drop_last=train.drop_last,
         device=backend.device,
+        augment=augment,
+        steps_per_epoch=train.steps_per_epoch,
     )
 
     def in_order(part: Dataset) -> DataLoader:
@@ -261,6 +295,11 @@ def _watch(recipe: Recipe, data: DataSplit) -> tuple[Dataset, Dataset]:
     share = recipe.train.validation
     if not share:
         return data.train, data.test
+    if DATASETS[recipe.data.name].tokens:
+        raise recipe.place("train").error(
+            "the windows of a text overlap, so no share of them can be set aside: leave validation "
+            "out, and the end of the text is watched (its share is test_fraction in [data])"
+        )
     labels = data.train.array("target") if data.classes is not None else None
     if labels is not None and labels.ndim > 1:
         labels = labels.argmax(axis=1)
@@ -289,7 +328,7 @@ def _check_numbers(recipe: Recipe, data: DataSplit) -> None:
 
 def _check_batch(recipe: Recipe, data: DataSplit) -> None:
     """The results of a layer for one batch must not be more than a machine can hold."""
-    widest = max(map(math.prod, plan_model(recipe, data.input_shape).shapes))
+    widest = max(map(math.prod, plan_model(recipe, data.input_shape, data.classes).shapes))
     for key in ("batch_size", "eval_batch_size"):
         rows = min(getattr(recipe.train, key), max(len(data.train), len(data.test)))
         if rows * widest > MAX_NUMBERS:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpubackprop.autograd import Tensor
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
 from gpubackprop.recipes.options import Option
 
 CLASS, ROW, NUMBERS = "class", "one-hot", "numbers"
+
+
+def at_each_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A cost of rows of classes as one of sequences of them, (N, T, classes) with targets (N, T):
+    the mean over all places, but for those that the target says to ignore."""
+
+    @functools.wraps(function)
+    def cost(output: Tensor, target: Tensor, **options: Any) -> Tensor:
+        if output.ndim > 2 and target.ndim == output.ndim - 1:
+            output = output.reshape(-1, output.shape[-1])
+            target = target.reshape(-1)
+        return function(output, target, **options)
+
+    return cost
 
 
 @dataclass(frozen=True)
@@ -20,7 +36,8 @@ class Cost:
     ----------
     name : what a recipe calls it.
     summary : one line.
-    function : ``function(output, target, **options)``, a single element averaged over the batch.
+    function : ``function(output, target, **options)``, a single element averaged over the batch;
+        for class numbers also over the places of a sequence.
     targets : what it compares with: ``"class"`` (class numbers), ``"one-hot"`` (rows, where the
         data has classes) or ``"numbers"``; several where it takes more than one.
     scores : what turns outputs into what ``predict`` writes: ``"softmax"``, ``"sigmoid"``,
@@ -42,7 +59,7 @@ LOSSES: dict[str, Cost] = {
         Cost(
             "cross-entropy",
             "of the softmax of the outputs with the class",
-            F.cross_entropy,
+            at_each_place(F.cross_entropy),
             (CLASS,),
             "softmax",
             {"label_smoothing": Option(float, 0.0, least=0.0, most=1.0)},
@@ -74,7 +91,7 @@ LOSSES: dict[str, Cost] = {
         Cost(
             "nll",
             "negative log-likelihood of the class, for a network that ends in log-softmax",
-            F.nll_loss,
+            at_each_place(F.nll_loss),
             (CLASS,),
             "exp",
         ),

@@ -3,59 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from gpubackprop import nn
-from gpubackprop.nn import init
+from gpubackprop.recipes.image_layers import IMAGE_LAYERS
+from gpubackprop.recipes.layer_kind import (
+    INITIALISERS,
+    MAX_UNITS,
+    SCALED_INITIALISERS,
+    LayerKind,
+    Options,
+    Shape,
+    initialise,
+    weight_options,
+)
 from gpubackprop.recipes.options import Option
+from gpubackprop.recipes.sequence_layers import SEQUENCE_LAYERS
 
-Shape = tuple[int, ...]
-Options = Mapping[str, Any]
-
-MAX_UNITS = 1_000_000
-"""The most outputs of one layer: a slip of the finger should not be an attempt to allocate."""
-
-INITIALISERS: dict[str, Callable[[Any, float], Any]] = {
-    "xavier-uniform": lambda t, gain: init.xavier_uniform_(t, gain),
-    "xavier-normal": lambda t, gain: init.xavier_normal_(t, gain),
-    "kaiming-uniform": lambda t, gain: init.kaiming_uniform_(t, nonlinearity="relu"),
-    "kaiming-normal": lambda t, gain: init.kaiming_normal_(t, nonlinearity="relu"),
-    "orthogonal": lambda t, gain: init.orthogonal_(t, gain),
-    "normal": lambda t, gain: init.normal_(t, 0.0, gain),
-    "truncated-normal": lambda t, gain: init.trunc_normal_(t, 0.0, gain, -2.0 * gain, 2.0 * gain),
-    "zeros": lambda t, gain: init.zeros_(t),
-}
-"""Initial values by name; the number is the gain, or the standard deviation of the normal ones."""
-
-FLAT_INITIALISERS = ("normal", "truncated-normal", "zeros")
-"""Those that do not need the two axes of a weight, so that a bias can have them."""
-
-SCALED_INITIALISERS = frozenset(INITIALISERS) - {"kaiming-uniform", "kaiming-normal", "zeros"}
-"""Those for which the scale counts."""
-
-
-@dataclass(frozen=True)
-class LayerKind:
-    """A row of the table.
-
-    Attributes
-    ----------
-    name : what a recipe calls it.
-    summary : one line.
-    build : makes the module from the shape of one input (batch axis left out) and the options.
-    options : what may be set.
-    shape : the shape of one result; raises ValueError, in words, where the input does not fit.
-    parameters : how many numbers the layer learns. Counted before anything is allocated.
-    """
-
-    name: str
-    summary: str
-    build: Callable[[Shape, Options], nn.Module]
-    options: Mapping[str, Option] = field(default_factory=dict)
-    shape: Callable[[Shape, Options], Shape] = lambda shape, options: shape
-    parameters: Callable[[Shape, Options], int] = lambda shape, options: 0
+__all__ = ["INITIALISERS", "LAYERS", "SCALED_INITIALISERS", "LayerKind", "Options", "Shape"]
 
 
 def _linear_shape(shape: Shape, options: Options) -> Shape:
@@ -64,16 +28,20 @@ def _linear_shape(shape: Shape, options: Options) -> Shape:
             f"it needs inputs of one axis, but gets {list(shape)}; put a layer of kind 'flatten' "
             "before it, or flatten = true in [data]"
         )
-    return (options["units"],)
+    return (_units(options),)
+
+
+def _units(options: Options) -> int:
+    """The number of outputs: the data's classes where a recipe does not know them."""
+    if options["units"] != "classes":
+        return int(options["units"])
+    if options["classes"] is None:
+        raise ValueError("units = 'classes' is for data with classes; give a number")
+    return int(options["classes"])
 
 
 def _linear(shape: Shape, options: Options) -> nn.Module:
-    module = nn.Linear(shape[0], options["units"], bias=options["bias"])
-    if options["init"] != "default":
-        INITIALISERS[options["init"]](module.weight, options["init_scale"])
-    if module.bias is not None and options["bias_init"] != "default":
-        INITIALISERS[options["bias_init"]](module.bias, options["init_scale"])
-    return module
+    return initialise(nn.Linear(shape[0], _units(options), bias=options["bias"]), options)
 
 
 def _flat(shape: Shape, options: Options) -> Shape:
@@ -94,14 +62,11 @@ LAYERS: dict[str, LayerKind] = {
             "y = x W^T + b",
             _linear,
             {
-                "units": Option(int, least=1, most=MAX_UNITS),
-                "bias": Option(bool, True),
-                "init": Option(str, "default", choices=("default", *INITIALISERS)),
-                "bias_init": Option(str, "default", choices=("default", *FLAT_INITIALISERS)),
-                "init_scale": Option(float, 1.0, above=0.0, most=1e6),
+                "units": Option(int, least=1, most=MAX_UNITS, choices=("classes",)),
+                **weight_options(),
             },
             _linear_shape,
-            lambda shape, o: o["units"] * (shape[0] + o["bias"]),
+            lambda shape, o: _units(o) * (shape[0] + o["bias"]),
         ),
         LayerKind("relu", "max(x, 0)", lambda shape, o: nn.ReLU()),
         LayerKind(
@@ -145,6 +110,8 @@ LAYERS: dict[str, LayerKind] = {
             _norm_shape,
             lambda shape, o: 2 * shape[-1],
         ),
+        *IMAGE_LAYERS,
+        *SEQUENCE_LAYERS,
     )
 }
 """Every layer by name."""

@@ -14,6 +14,9 @@ from gpubackprop.suggest import unknown
 REQUIRED: Any = object()
 """Default of an option that has none."""
 
+ANY = -1
+MAX_ENTRIES = 1000
+
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 _short = reprlib.Repr()
@@ -56,8 +59,9 @@ class Option:
     default : its value where the key is absent; ``REQUIRED`` for none.
     least, most : bounds, included.
     above, below : bounds, not included.
-    choices : the allowed texts.
-    length : the number of entries where the key holds a list; 0 for a single value.
+    choices : the allowed texts; beside numbers where `kind` is a number.
+    length : the number of entries where the key holds a list; 0 for a single value, ``ANY`` for a
+        list of any length from 1 on.
     """
 
     kind: type
@@ -71,7 +75,7 @@ class Option:
 
     def words(self) -> str:
         """What is allowed, in words."""
-        if self.choices:
+        if self.choices and self.kind is str:
             return f"one of {', '.join(self.choices)}"
         bounds = []
         if self.least > -math.inf:
@@ -83,7 +87,9 @@ class Option:
         if self.below < math.inf:
             bounds.append(f"less than {_plain(self.below)}")
         one = " ".join([_WORDS[self.kind], *([" and ".join(bounds)] if bounds else [])])
-        return f"a list of {self.length} entries, each {one}" if self.length else one
+        one = ", or ".join([one, *map(repr, self.choices)])
+        many = "one or more" if self.length == ANY else f"{self.length}"
+        return f"a list of {many} entries, each {one}" if self.length else one
 
     def check(self, place: Place, key: str, value: Any) -> Any:
         """`value` as this option wants it.
@@ -94,14 +100,19 @@ class Option:
             It is of another type or out of range.
         """
         if self.length:
-            if not isinstance(value, list) or len(value) != self.length:
+            wanted = range(1, MAX_ENTRIES) if self.length == ANY else (self.length,)
+            if not isinstance(value, list) or len(value) not in wanted:
                 raise self._refuse(place, key, value)
             return tuple(self._single(place, key, v) for v in value)
         return self._single(place, key, value)
 
     def _single(self, place: Place, key: str, value: Any) -> Any:
         if self.choices and isinstance(value, str) and value not in self.choices:
-            raise place.error(unknown(f"value of {key!r}", value[:60], self.choices))
+            if self.kind is str:
+                raise place.error(unknown(f"value of {key!r}", value[:60], self.choices))
+            raise self._refuse(place, key, value)
+        if self.choices and isinstance(value, str):
+            return value
         accepted: Any = (int, float) if self.kind is float else (self.kind,)
         if not isinstance(value, accepted) or isinstance(value, bool) is not (self.kind is bool):
             raise self._refuse(place, key, value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpubackprop.data import DATASETS
 from gpubackprop.data.arguments import MAX_SEED
+from gpubackprop.data.augment import MAX_CROP, PADDINGS
 from gpubackprop.data.registry import DTYPES
 from gpubackprop.recipes.costs import LOSSES
 from gpubackprop.recipes.layers import LAYERS
@@ -22,11 +23,19 @@ KINDS = tuple(LAYERS)  # a tuple to look into, since the kind in a hostile file 
 MADE = {"n": 10_000_000, "classes": 10_000}
 """The most that the options of made-up data may ask for: there is no file that bounds them."""
 
-SECTIONS = ("summary", "data", "model", "loss", "optimizer", "schedule", "train")
+SECTIONS = ("summary", "data", "augment", "model", "loss", "optimizer", "schedule", "train")
+
+AUGMENT: dict[str, Option] = {
+    "crop": Option(int, 0, least=0, most=MAX_CROP),
+    "padding": Option(str, "zero", choices=PADDINGS),
+    "flip": Option(bool, False),
+}
+"""What ``[augment]`` may hold: how training pictures are changed at random."""
 
 TRAIN: dict[str, Option] = {
     "epochs": Option(int, 10, least=1, most=1_000_000),
     "batch_size": Option(int, 32, least=1, most=1_000_000),
+    "steps_per_epoch": Option(int, None, least=1, most=1_000_000_000),
     "drop_last": Option(bool, False),
     "seed": Option(int, 0, least=0, most=MAX_SEED),
     "dtype": Option(str, "float32", choices=DTYPES),
@@ -70,6 +79,7 @@ class Train:
 
     epochs: int
     batch_size: int
+    steps_per_epoch: int | None
     drop_last: bool
     seed: int
     dtype: str
@@ -95,6 +105,7 @@ class Recipe:
     source : the built-in name or the file, for errors.
     summary : one line.
     data, loss, optimizer : rows of ``DATASETS``, ``LOSSES`` and ``OPTIMIZERS``.
+    augment : how training pictures are changed at random; None where they are not.
     layers : rows of ``LAYERS``, in the order of the forward pass.
     schedule : a row of ``SCHEDULES``.
     train : length, batches, seed and the like.
@@ -104,6 +115,7 @@ class Recipe:
     source: str
     summary: str
     data: Choice
+    augment: Mapping[str, Any] | None
     layers: tuple[Choice, ...]
     loss: Choice
     optimizer: Choice
@@ -116,6 +128,7 @@ class Recipe:
         return {
             "summary": self.summary,
             "data": self.data.as_dict(),
+            **({} if self.augment is None else {"augment": dict(self.augment)}),
             "model": {"layers": [layer.as_dict("kind") for layer in self.layers]},
             "loss": self.loss.as_dict(),
             "optimizer": self.optimizer.as_dict(),
@@ -155,6 +168,7 @@ def parse(raw: Any, name: str, source: str) -> Recipe:
         source=source,
         summary=" ".join(summary.split())[:200],
         data=_data(Place(source, "[data]"), raw["data"]),
+        augment=_augment(Place(source, "[augment]"), raw.get("augment")),
         layers=_layers(source, raw["model"]),
         loss=_choice(Place(source, "[loss]"), raw["loss"], "loss", LOSSES),
         optimizer=_choice(Place(source, "[optimizer]"), raw["optimizer"], "optimizer", OPTIMIZERS),
@@ -212,6 +226,10 @@ def _data(place: Place, raw: Any) -> Choice:
         if key in MADE and isinstance(value, (int, float)) and value > MADE[key]:
             raise place.error(f"{key} must be at most {MADE[key]:,}, not {value:,}")
     return Choice(name, options)
+
+
+def _augment(place: Place, raw: Any) -> Mapping[str, Any] | None:
+    return None if raw is None else check_options(place, table(place, raw), AUGMENT)
 
 
 def _layers(source: str, raw: Any) -> tuple[Choice, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpubackprop import optim
 from gpubackprop.optim import schedules
-from gpubackprop.recipes.options import Option
+from gpubackprop.recipes.options import ANY, Option
 
 Options = Mapping[str, Any]
 
@@ -127,6 +127,12 @@ class Course:
 
 _FLOOR = Option(float, 0.0, least=0.0, most=1.0)
 
+
+def _milestones(shares: Sequence[float], steps: int) -> tuple[int, ...]:
+    """The steps at these shares of a run."""
+    return tuple(max(1, round(share * steps)) for share in shares)
+
+
 SCHEDULES: dict[str, Course] = {
     row.name: row
     for row in (
@@ -142,6 +148,18 @@ SCHEDULES: dict[str, Course] = {
             False,
             {
                 "epochs": Option(float, above=0.0, most=1e6),
+                "gamma": Option(float, 0.1, above=0.0, most=1.0),
+            },
+        ),
+        Course(
+            "milestones",
+            "multiplied by gamma at these shares of the run",
+            lambda o, steps, per_epoch: schedules.MultiStepDecay(
+                _milestones(o["at"], steps), o["gamma"]
+            ),
+            True,
+            {
+                "at": Option(float, above=0.0, below=1.0, length=ANY),
                 "gamma": Option(float, 0.1, above=0.0, most=1.0),
             },
         ),
@@ -181,7 +199,7 @@ SCHEDULES: dict[str, Course] = {
         ),
     )
 }
-"""Every schedule by name. Options that count time count epochs."""
+"""Every schedule by name. Options that count time count epochs, or are shares of the run."""
 
 WARMUP = {"warmup_epochs": Option(float, 0.0, least=0.0, most=1e6)}
 """What every schedule may have: a straight line up to its first rate before it begins."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpubackprop.autograd import Tensor, no_grad
 from gpubackprop.backends import Backend
+from gpubackprop.data.text import IGNORED
 from gpubackprop.nn import Module
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -21,9 +22,10 @@ class Figures(NamedTuple):
 
     Attributes
     ----------
-    loss : the mean cost of a sample; NaN where there were no samples.
-    accuracy : the share of samples whose largest output is the right one; None where the targets
-        are no classes.
+    loss : the mean cost of a sample, or of a place where a target is a sequence of classes; NaN
+        where there were none.
+    accuracy : the share of samples (or places) whose largest output is the right one; None where
+        the targets are no classes.
     samples : how many there were.
     """
 
@@ -55,8 +57,9 @@ def correct(outputs: Tensor, target: Tensor) -> int:
 
     Parameters
     ----------
-    outputs : (n, classes).
-    target : (n,) class numbers, or (n, classes) with the largest entry at the class.
+    outputs : (n, classes), or (n, places, classes).
+    target : class numbers (n,) or (n, places); or (n, classes), with the largest entry at the
+        class.
     """
     kernels = outputs.backend
     found = kernels.argmax(outputs.array, axis=-1)
@@ -65,6 +68,14 @@ def correct(outputs: Tensor, target: Tensor) -> int:
         wanted = kernels.argmax(wanted, axis=-1)
     hits = kernels.sum(kernels.astype(kernels.equal(found, wanted), np.int64))
     return int(kernels.to_numpy(hits))
+
+
+def counted(target: np.ndarray[Any, Any]) -> int:
+    """How many numbers of a batch's target its cost is the mean of: the samples, or for sequences
+    of classes the places that are not ignored."""
+    if target.ndim < 2 or target.dtype.kind not in "iu":
+        return len(target)
+    return int(np.count_nonzero(target != IGNORED))
 
 
 def evaluate(
@@ -87,20 +98,21 @@ def evaluate(
     accuracy : whether the targets are classes.
     poll : called after each batch; may raise to end the pass.
     """
-    total, samples, hits = 0.0, 0, 0
+    total, samples, weight, hits = 0.0, 0, 0, 0
     with evaluating(model):
         for batch in batches:
             *inputs, target = tensors(batch, backend)
             outputs = model(*inputs)
-            n = len(batch[-1])
+            n = counted(batch[-1])
             total += loss(outputs, target).item() * n
             if accuracy:
                 hits += correct(outputs, target)
-            samples += n
+            weight += n
+            samples += len(batch[-1])
             if poll is not None:
                 poll()
-    share = hits / samples if accuracy and samples else None
-    return Figures(total / samples if samples else float("nan"), share, samples)
+    share = hits / weight if accuracy and weight else None
+    return Figures(total / weight if weight else float("nan"), share, samples)
 
 
 def outputs_of(model: Module, batches: Iterable[Batch], backend: Backend) -> np.ndarray[Any, Any]:

@@ -17,7 +17,7 @@ from gpubackprop.cli import COMMANDS
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'? allowed: train, evaluate"),
         (["--device"], "unknown command '--device'"),
-        (["train"], "name a recipe: digits-mlp, mnist-mlp, mnist-nielsen, two-moons"),
+        (["train"], "name a recipe: cifar-resnet, digits-cnn, digits-mlp, mnist-cnn, mnist-mlp,"),
         (["train", "mnist-mpl"], "unknown recipe 'mnist-mpl'; did you mean 'mnist-mlp'?"),
         (["train", "digits-mlp", "--epoch", "3"], "option '--epoch'; did you mean '--epochs'?"),
         (["train", "digits-mlp", "--sed=3"], "unknown option '--sed'; did you mean '--seed'?"),

@@ -78,11 +78,23 @@ def test_a_validation_part_that_would_be_empty():
         recipes.build(recipe("train.validation=0.0001", "data.n=20"))
 
 
+IMAGE = {
+    "conv2d": ", filters=6, kernel=3",
+    "max-pool": ", kernel=2",
+    "avg-pool": ", kernel=2",
+    "global-avg-pool": "",
+    "batch-norm": "",
+    "group-norm": ", groups=2",
+    "dropout2d": "",
+    "residual-block": ", filters=6",
+}
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_layer_is_built_and_counted(kind):
-    needed = {"linear": ", units=5"}.get(kind, "")
-    made = recipe(f"model.layers=[{{kind='{kind}'{needed}}}]")
-    shape = (3,) if kind != "flatten" else (3, 4)
+    needed = {"linear": ", units=5"} | IMAGE
+    made = recipe(f"model.layers=[{{kind='{kind}'{needed.get(kind, '')}}}]")
+    shape = (7, 6, 4) if kind in IMAGE else (3,) if kind != "flatten" else (3, 4)
     plan = plan_model(made, shape)
     model = recipes.build_model(made, shape)
     assert sum(p.size for p in model.parameters()) == plan.parameters
@@ -166,6 +178,7 @@ def test_options_of_a_cost_reach_it():
     [
         ("constant", "", [1, 1, 1]),
         ("step", "epochs=1, gamma=0.5", [1, 0.5, 0.25]),
+        ("milestones", "at=[0.5, 0.9], gamma=0.5", [1, 0.5, 0.25]),
         ("exponential", "gamma=0.5", [1, 0.5, 0.25]),
         ("cosine", "floor=0.2", [1, 0.6, 0.2]),
         ("linear", "", [1, 0.5, 0]),
@@ -181,7 +194,15 @@ def test_every_schedule_counts_epochs(name, options, expected):
 
 
 def test_the_list_of_schedules_above_is_complete():
-    assert set(SCHEDULES) == {"constant", "step", "exponential", "cosine", "linear", "one-cycle"}
+    assert set(SCHEDULES) == {
+        "constant",
+        "step",
+        "milestones",
+        "exponential",
+        "cosine",
+        "linear",
+        "one-cycle",
+    }
 
 
 def test_a_warm_up_comes_before_the_schedule():
