@@ -47,9 +47,9 @@ class RecurrentKernels(Composites):
         for t in steps_in_order(projected.shape[0], reverse):
             new = self.add(self.getitem(projected, t), self.linear(h, w_hh, None))
             new = self.tanh(new) if nonlinearity == "tanh" else self.relu(new)
-            h = self._where_running(lengths, t, new, h)
+            h = _where_running(self, lengths, t, new, h)
             hidden.append(h)
-        return self._stacked(hidden, reverse)
+        return _stacked(self, hidden, reverse)
 
     def rnn_steps_backward(
         self,
@@ -79,10 +79,10 @@ class RecurrentKernels(Composites):
             y = self.getitem(hidden, t if reverse else t + 1)
             total = self.add(dh, self.getitem(dy, t))
             slope = self.tanh_backward if nonlinearity == "tanh" else self.relu_backward
-            d = self._where_running(lengths, t, slope(total, y), None)
+            d = _where_running(self, lengths, t, slope(total, y), None)
             found.append(d)
-            dh = self._where_running(lengths, t, self.matmul(d, w_hh), dh)
-        return self._stacked(found, not reverse), dh
+            dh = _where_running(self, lengths, t, self.matmul(d, w_hh), dh)
+        return _stacked(self, found, not reverse), dh
 
     # Long short-term memory.
     def lstm_steps(
@@ -112,18 +112,18 @@ class RecurrentKernels(Composites):
         hidden, cells, gates = [h0], [c0], []
         for t in steps_in_order(projected.shape[0], reverse):
             a = self.add(self.getitem(projected, t), self.linear(h, w_hh, None))
-            i, f = self.sigmoid(self._block(a, 0, size)), self.sigmoid(self._block(a, 1, size))
-            g, o = self.tanh(self._block(a, 2, size)), self.sigmoid(self._block(a, 3, size))
+            i, f = self.sigmoid(_block(self, a, 0, size)), self.sigmoid(_block(self, a, 1, size))
+            g, o = self.tanh(_block(self, a, 2, size)), self.sigmoid(_block(self, a, 3, size))
             new = self.add(self.multiply(f, c), self.multiply(i, g))
-            h = self._where_running(lengths, t, self.multiply(o, self.tanh(new)), h)
-            c = self._where_running(lengths, t, new, c)
+            h = _where_running(self, lengths, t, self.multiply(o, self.tanh(new)), h)
+            c = _where_running(self, lengths, t, new, c)
             hidden.append(h)
             cells.append(c)
             gates.append(self.concatenate([i, f, g, o], axis=1))
         return (
-            self._stacked(hidden, reverse),
-            self._stacked(cells, reverse),
-            self._stacked(gates, reverse),
+            _stacked(self, hidden, reverse),
+            _stacked(self, cells, reverse),
+            _stacked(self, gates, reverse),
         )
 
     def lstm_steps_backward(
@@ -154,7 +154,7 @@ class RecurrentKernels(Composites):
         for t in steps_in_order(dy.shape[0], not reverse):
             before = self.getitem(cells, t + 1 if reverse else t)
             squashed = self.tanh(self.getitem(cells, t if reverse else t + 1))
-            i, f, g, o = (self._block(self.getitem(gates, t), k, size) for k in range(4))
+            i, f, g, o = (_block(self, self.getitem(gates, t), k, size) for k in range(4))
             total = self.add(dh, self.getitem(dy, t))
             inner = self.add(dc, self.tanh_backward(self.multiply(total, o), squashed))
             d = self.concatenate(
@@ -166,11 +166,11 @@ class RecurrentKernels(Composites):
                 ],
                 axis=1,
             )
-            d = self._where_running(lengths, t, d, None)
+            d = _where_running(self, lengths, t, d, None)
             found.append(d)
-            dh = self._where_running(lengths, t, self.matmul(d, w_hh), dh)
-            dc = self._where_running(lengths, t, self.multiply(inner, f), dc)
-        return self._stacked(found, not reverse), dh, dc
+            dh = _where_running(self, lengths, t, self.matmul(d, w_hh), dh)
+            dc = _where_running(self, lengths, t, self.multiply(inner, f), dc)
+        return _stacked(self, found, not reverse), dh, dc
 
     # Gated recurrent unit.
     def gru_steps(
@@ -199,20 +199,20 @@ class RecurrentKernels(Composites):
         for t in steps_in_order(projected.shape[0], reverse):
             p, q = self.getitem(projected, t), self.linear(h, w_hh, b_hh)
             r, z = (
-                self.sigmoid(self.add(self._block(p, k, size), self._block(q, k, size)))
+                self.sigmoid(self.add(_block(self, p, k, size), _block(self, q, k, size)))
                 for k in range(2)
             )
-            q = self._block(q, 2, size)
-            n = self.tanh(self.add(self._block(p, 2, size), self.multiply(r, q)))
+            q = _block(self, q, 2, size)
+            n = self.tanh(self.add(_block(self, p, 2, size), self.multiply(r, q)))
             new = self.add(n, self.multiply(z, self.subtract(h, n)))
-            h = self._where_running(lengths, t, new, h)
+            h = _where_running(self, lengths, t, new, h)
             hidden.append(h)
             gates.append(self.concatenate([r, z, n], axis=1))
             inner.append(q)
         return (
-            self._stacked(hidden, reverse),
-            self._stacked(gates, reverse),
-            self._stacked(inner, reverse),
+            _stacked(self, hidden, reverse),
+            _stacked(self, gates, reverse),
+            _stacked(self, inner, reverse),
         )
 
     def gru_steps_backward(
@@ -245,33 +245,40 @@ class RecurrentKernels(Composites):
         found, recurrent = [], []
         for t in steps_in_order(dy.shape[0], not reverse):
             before = self.getitem(hidden, t + 1 if reverse else t)
-            r, z, n = (self._block(self.getitem(gates, t), k, size) for k in range(3))
+            r, z, n = (_block(self, self.getitem(gates, t), k, size) for k in range(3))
             total = self.add(dh, self.getitem(dy, t))
             dn = self.tanh_backward(self.multiply(total, self.subtract(1.0, z)), n)
             dz = self.sigmoid_backward(self.multiply(total, self.subtract(before, n)), z)
             dr = self.sigmoid_backward(self.multiply(dn, self.getitem(inner, t)), r)
-            d = self._where_running(lengths, t, self.concatenate([dr, dz, dn], axis=1), None)
+            d = _where_running(self, lengths, t, self.concatenate([dr, dz, dn], axis=1), None)
             dq = self.concatenate([dr, dz, self.multiply(dn, r)], axis=1)
-            dq = self._where_running(lengths, t, dq, None)
+            dq = _where_running(self, lengths, t, dq, None)
             found.append(d)
             recurrent.append(dq)
             through = self.add(self.multiply(total, z), self.matmul(dq, w_hh))
-            dh = self._where_running(lengths, t, through, dh)
-        return self._stacked(found, not reverse), self._stacked(recurrent, not reverse), dh
+            dh = _where_running(self, lengths, t, through, dh)
+        return _stacked(self, found, not reverse), _stacked(self, recurrent, not reverse), dh
 
-    # What the definitions share.
-    def _block(self, x: Array, k: int, size: int) -> Array:
-        """Block k of the columns of a matrix."""
-        return self.getitem(x, (slice(None), slice(k * size, (k + 1) * size)))
 
-    def _stacked(self, arrays: list[Any], reverse: bool) -> Array:
-        """Arrays of one shape along a new first axis."""
-        rows = [self.reshape(a, (1, *a.shape)) for a in arrays]
-        return self.concatenate(rows[::-1] if reverse else rows, axis=0)
+# What the definitions share.
 
-    def _where_running(self, lengths: Array | None, t: int, new: Array, old: Array | None) -> Array:
-        """`new` for the sequences that have a step t, and for the others `old` (None: zeros)."""
-        if lengths is None:
-            return new
-        running = self.greater(self.reshape(lengths, (lengths.shape[0], 1)), t)
-        return self.where(running, new, 0.0 if old is None else old)
+
+def _block(K: Composites, x: Array, k: int, size: int) -> Array:
+    """Block k of the columns of a matrix."""
+    return K.getitem(x, (slice(None), slice(k * size, (k + 1) * size)))
+
+
+def _stacked(K: Composites, arrays: list[Any], reverse: bool) -> Array:
+    """Arrays of one shape along a new first axis."""
+    rows = [K.reshape(a, (1, *a.shape)) for a in arrays]
+    return K.concatenate(rows[::-1] if reverse else rows, axis=0)
+
+
+def _where_running(
+    K: Composites, lengths: Array | None, t: int, new: Array, old: Array | None
+) -> Array:
+    """`new` for the sequences that have a step t, and for the others `old` (None: zeros)."""
+    if lengths is None:
+        return new
+    running = K.greater(K.reshape(lengths, (lengths.shape[0], 1)), t)
+    return K.where(running, new, 0.0 if old is None else old)

@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "kernels"
-FILES = ("philox", "softmax", "norm", "optim", "scatter", "activations", "pooling", "recurrent")
+FILES = (
+    "philox",
+    "softmax",
+    "norm",
+    "batch_norm",
+    "optim",
+    "scatter",
+    "activations",
+    "convolution",
+    "pooling",
+    "recurrent",
+)
 
 # NumPy's dtype name -> the C++ type.
 FLOATS = {
