@@ -25,6 +25,7 @@ from gpubackprop.backends.base import Numerics, kernel_names
 from gpubackprop.backends.composites import normalize_axes
 from gpubackprop.backends.cuda import geometry, sources
 from gpubackprop.backends.cuda.attention import CudaAttention
+from gpubackprop.backends.cuda.convolution import CudaConvolution
 from gpubackprop.backends.cuda.fused import FusedKernels
 from gpubackprop.backends.cuda.images import CudaImage
 from gpubackprop.backends.cuda.kernels import Kernels
@@ -41,7 +42,15 @@ _OFFSET = 0xFFFFFFFFFFFFFFFF
 _HOST_ONLY = {"count", "detach"}
 
 
-class CUDABackend(FusedKernels, FusedUpdates, CudaImage, CudaNorm, CudaRecurrent, CudaAttention):
+class CUDABackend(
+    FusedKernels,
+    FusedUpdates,
+    CudaConvolution,
+    CudaImage,
+    CudaNorm,
+    CudaRecurrent,
+    CudaAttention,
+):
     """Kernels on ``cupy.ndarray``.
 
     Parameters
