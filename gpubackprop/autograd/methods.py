@@ -9,6 +9,7 @@ import numpy as np
 
 from gpubackprop.autograd import tape
 from gpubackprop.autograd.operation import REGISTRY
+from gpubackprop.autograd.reductions import Reductions
 from gpubackprop.autograd.tape import NUMBERS, apply
 from gpubackprop.backends import Array, Axis, Backend, Shape
 from gpubackprop.backends.composites import normalize_axes
@@ -21,7 +22,7 @@ Operand = Any
 """A tensor, a Python number, or a host array beside a CPU tensor."""
 
 
-class ArrayMethods:
+class ArrayMethods(Reductions):
     """What a tensor can do beside remembering how it was made."""
 
     __slots__ = ()
@@ -129,62 +130,11 @@ class ArrayMethods:
     def __getitem__(self, key: Any) -> Tensor:
         return apply(REGISTRY["getitem"], self, key=_plain_key(key, self.backend))
 
-    # Reductions.
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Sum over axes."""
-        return apply(REGISTRY["sum"], self, axis=axis, keepdims=keepdims)
-
-    def prod(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Product over axes."""
-        return apply(REGISTRY["prod"], self, axis=axis, keepdims=keepdims)
-
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Arithmetic mean over axes."""
-        return apply(REGISTRY["mean"], self, axis=axis, keepdims=keepdims)
-
-    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-        """Variance over axes, divided by n - ddof."""
-        return apply(REGISTRY["var"], self, axis=axis, keepdims=keepdims, ddof=ddof)
-
-    def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-        """Standard deviation over axes: the square root of :meth:`var`."""
-        return apply(REGISTRY["sqrt"], self.var(axis, keepdims, ddof))
-
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Largest element over axes."""
-        return apply(REGISTRY["max"], self, axis=axis, keepdims=keepdims)
-
-    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Smallest element over axes."""
-        return apply(REGISTRY["min"], self, axis=axis, keepdims=keepdims)
-
-    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        """Index of the first largest element."""
-        return apply(REGISTRY["argmax"], self, axis=axis, keepdims=keepdims)
-
-    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        """Index of the first smallest element."""
-        return apply(REGISTRY["argmin"], self, axis=axis, keepdims=keepdims)
-
-    def any(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Whether some element is true."""
-        return apply(REGISTRY["any"], self, axis=axis, keepdims=keepdims)
-
-    def all(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Whether every element is true."""
-        return apply(REGISTRY["all"], self, axis=axis, keepdims=keepdims)
-
-    def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """log(sum(exp(x))) over axes, without overflow."""
-        return apply(REGISTRY["logsumexp"], self, axis=axis, keepdims=keepdims)
-
-    def cumsum(self, axis: int | None = None) -> Tensor:
-        """Running sum along an axis, or over the flattened tensor."""
-        if axis is None:
-            return apply(REGISTRY["cumsum"], self.ravel(), axis=0)
-        return apply(REGISTRY["cumsum"], self, axis=axis)
-
     # Shape.
+    def numel(self) -> int:
+        """PyTorch's name for ``size``."""
+        return self.array.size
+
     def reshape(self, *shape: Any) -> Tensor:
         """The elements in C order under another shape; one entry may be -1."""
         return apply(REGISTRY["reshape"], self, shape=_sequence(shape))

@@ -15,6 +15,9 @@ from gpubackprop.data.registry import DATASETS, DatasetKind, DataSplit, load
 from gpubackprop.data.text import Vocabulary, read_text
 from gpubackprop.data.toy import blobs, spirals, two_moons
 
+TensorDataset = ArrayDataset
+"""PyTorch's name for a dataset of arrays in memory."""
+
 __all__ = [
     "DATASETS",
     "ArrayDataset",
@@ -29,6 +32,7 @@ __all__ = [
     "Scaling",
     "Subset",
     "Table",
+    "TensorDataset",
     "Vocabulary",
     "blobs",
     "fetch",

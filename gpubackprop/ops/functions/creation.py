@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpubackprop.autograd import Tensor
+from gpubackprop.autograd import Tensor, tensor
 from gpubackprop.backends import Backend, DType, Shape, get_backend
-from gpubackprop.errors import ConfigError, ShapeError
+from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.ops.functions.operands import Operand, as_tensor
 
 __all__ = [
     "arange",
     "eye",
+    "from_numpy",
     "full",
     "full_like",
     "linspace",
@@ -24,6 +25,23 @@ __all__ = [
 ]
 
 Device = str | Backend | None
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """A tensor on the CPU that shares the memory of a NumPy array, and has its dtype.
+
+    Parameters
+    ----------
+    array : the array.
+
+    Returns
+    -------
+    Tensor
+        A leaf of the array's shape.
+    """
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(f"from_numpy: {type(array).__name__} is no numpy.ndarray; use gb.tensor")
+    return tensor(array, device="cpu")
 
 
 def zeros(

@@ -17,6 +17,7 @@ from gpubackprop.ops.functions.operands import Operand, as_tensor, tensors
 __all__ = [
     "astype",
     "broadcast_to",
+    "cat",
     "concatenate",
     "copy",
     "expand_dims",
@@ -203,6 +204,22 @@ def concatenate(arrays: Sequence[Operand], axis: int | None = 0) -> Tensor:
     if axis is None:
         return apply(_joining.CONCATENATE, *[p.ravel() for p in parts], axis=0)
     return apply(_joining.CONCATENATE, *parts, axis=axis)
+
+
+def cat(tensors: Sequence[Operand], dim: int = 0) -> Tensor:
+    """PyTorch's name for :func:`concatenate`.
+
+    Parameters
+    ----------
+    tensors : tensors or array-likes of equal shape, except along `dim`.
+    dim : axis to join along.
+
+    Returns
+    -------
+    Tensor
+        As long along `dim` as all the tensors together.
+    """
+    return concatenate(tensors, dim)
 
 
 def stack(arrays: Sequence[Operand], axis: int = 0) -> Tensor:

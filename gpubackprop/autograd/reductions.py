@@ -1,0 +1,151 @@
+"""Methods of a tensor that reduce it along axes.
+
+`axis` and `keepdims` are NumPy's; PyTorch's `dim` and `keepdim` mean the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpubackprop.autograd.operation import REGISTRY
+from gpubackprop.autograd.tape import apply
+from gpubackprop.backends import Array, Axis
+from gpubackprop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gpubackprop.autograd.tensor import Tensor
+
+
+class Extremes(NamedTuple):
+    """Largest or smallest elements along an axis, and where the first of each is."""
+
+    values: Tensor
+    indices: Tensor
+
+
+class Reductions:
+    """Sums, extremes and the like."""
+
+    __slots__ = ()
+
+    array: Array
+
+    def sum(
+        self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
+    ) -> Tensor:
+        """Sum over axes."""
+        axis = axis if dim is None else _dim("sum", axis, dim)
+        return apply(REGISTRY["sum"], self, axis=axis, keepdims=keepdims or keepdim)
+
+    def prod(
+        self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
+    ) -> Tensor:
+        """Product over axes."""
+        axis = axis if dim is None else _dim("prod", axis, dim)
+        return apply(REGISTRY["prod"], self, axis=axis, keepdims=keepdims or keepdim)
+
+    def mean(
+        self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
+    ) -> Tensor:
+        """Arithmetic mean over axes."""
+        axis = axis if dim is None else _dim("mean", axis, dim)
+        return apply(REGISTRY["mean"], self, axis=axis, keepdims=keepdims or keepdim)
+
+    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        """Variance over axes, divided by n - ddof."""
+        return apply(REGISTRY["var"], self, axis=axis, keepdims=keepdims, ddof=ddof)
+
+    def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        """Standard deviation over axes: the square root of :meth:`var`."""
+        return apply(REGISTRY["sqrt"], self.var(axis, keepdims, ddof))
+
+    def max(
+        self,
+        axis: Axis = None,
+        keepdims: bool = False,
+        *,
+        dim: int | None = None,
+        keepdim: bool = False,
+    ) -> Any:
+        """Largest element over axes. With `dim` in place of `axis`, as in PyTorch, a pair:
+        ``values, indices`` along that axis."""
+        if dim is not None:
+            axis, keepdims = _dim("max", axis, dim), keepdims or keepdim
+            where = apply(REGISTRY["argmax"], self, axis=axis, keepdims=keepdims)
+            return Extremes(apply(REGISTRY["max"], self, axis=axis, keepdims=keepdims), where)
+        return apply(REGISTRY["max"], self, axis=axis, keepdims=keepdims)
+
+    def min(
+        self,
+        axis: Axis = None,
+        keepdims: bool = False,
+        *,
+        dim: int | None = None,
+        keepdim: bool = False,
+    ) -> Any:
+        """Smallest element over axes. With `dim` in place of `axis`, as in PyTorch, a pair:
+        ``values, indices`` along that axis."""
+        if dim is not None:
+            axis, keepdims = _dim("min", axis, dim), keepdims or keepdim
+            where = apply(REGISTRY["argmin"], self, axis=axis, keepdims=keepdims)
+            return Extremes(apply(REGISTRY["min"], self, axis=axis, keepdims=keepdims), where)
+        return apply(REGISTRY["min"], self, axis=axis, keepdims=keepdims)
+
+    def argmax(
+        self,
+        axis: int | None = None,
+        keepdims: bool = False,
+        *,
+        dim: int | None = None,
+        keepdim: bool = False,
+    ) -> Tensor:
+        """Index of the first largest element."""
+        axis = axis if dim is None else _dim("argmax", axis, dim)
+        return apply(REGISTRY["argmax"], self, axis=axis, keepdims=keepdims or keepdim)
+
+    def argmin(
+        self,
+        axis: int | None = None,
+        keepdims: bool = False,
+        *,
+        dim: int | None = None,
+        keepdim: bool = False,
+    ) -> Tensor:
+        """Index of the first smallest element."""
+        axis = axis if dim is None else _dim("argmin", axis, dim)
+        return apply(REGISTRY["argmin"], self, axis=axis, keepdims=keepdims or keepdim)
+
+    def any(
+        self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
+    ) -> Tensor:
+        """Whether some element is true."""
+        axis = axis if dim is None else _dim("any", axis, dim)
+        return apply(REGISTRY["any"], self, axis=axis, keepdims=keepdims or keepdim)
+
+    def all(
+        self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
+    ) -> Tensor:
+        """Whether every element is true."""
+        axis = axis if dim is None else _dim("all", axis, dim)
+        return apply(REGISTRY["all"], self, axis=axis, keepdims=keepdims or keepdim)
+
+    def logsumexp(
+        self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
+    ) -> Tensor:
+        """log(sum(exp(x))) over axes, without overflow."""
+        axis = axis if dim is None else _dim("logsumexp", axis, dim)
+        return apply(REGISTRY["logsumexp"], self, axis=axis, keepdims=keepdims or keepdim)
+
+    def cumsum(self, axis: int | None = None) -> Tensor:
+        """Running sum along an axis, or over the flattened tensor."""
+        if axis is None:
+            flat = apply(REGISTRY["reshape"], self, shape=(self.array.size,))
+            return apply(REGISTRY["cumsum"], flat, axis=0)
+        return apply(REGISTRY["cumsum"], self, axis=axis)
+
+
+def _dim(name: str, axis: Any, dim: Any) -> Any:
+    """PyTorch's `dim`, where NumPy's `axis` was not given too."""
+    if axis is not None:
+        raise ConfigError(f"{name}: axis={axis} and dim={dim} name the same thing; give one")
+    return dim
