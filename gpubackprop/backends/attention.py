@@ -132,7 +132,9 @@ class AttentionKernels(Composites):
         2022, appendix B.2); then dq = scale * ds k and dk = scale * ds^T q.
         """
         tq, tk = q.shape[2], k.shape[2]
-        dqs, dks, dvs = [], [], []
+        dqs: list[Array] = []
+        dks: list[Array] = []
+        dvs: list[Array] = []
         options = (causal, past, scale, p, seed, stream, offset)
         for rows in query_blocks(tq, q.shape[0] * q.shape[1] * tk) if tk else ():
             ds, w = self._attention_scores_backward(dy, q, k, v, mask, y, lse, *options, rows)
@@ -143,7 +145,7 @@ class AttentionKernels(Composites):
                     self.matmul(self._attention_swapped(self._attention_grouped(left, k)), right)
                 )
         if not dqs:
-            return tuple(self.multiply(x, 0.0) for x in (q, k, v))  # type: ignore[return-value]
+            return self.multiply(q, 0.0), self.multiply(k, 0.0), self.multiply(v, 0.0)
         return (
             self.multiply(self._attention_joined(dqs), scale),
             self.multiply(self._attention_total(dks), scale),
