@@ -7,12 +7,13 @@ by step is a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.autograd import Operation, Sample, Spec
+from gpubackprop.autograd.operation import Samples
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 
 NONLINEARITIES = ("tanh", "relu")
@@ -104,76 +105,94 @@ def _in_order(op: Operation, found: dict[str, Any]) -> list[Any]:
     return [found.get(name) for name in op.inputs]
 
 
-def _check(
-    name: str,
-    gates: int,
-    x: Spec,
-    states: dict[str, Spec],
-    w_ih: Spec,
-    w_hh: Spec,
-    biases: dict[str, Spec | None],
-    lengths: Spec | None,
-) -> np.dtype:
-    """The dtype of the results, where all arguments fit."""
-    if len(x.shape) != 3:
-        raise ShapeError(f"{name}: x ({x}) must have the axes (steps, batch, features)")
-    steps, batch, features = x.shape
-    if not steps:
-        raise ShapeError(f"{name}: x ({x}) has no steps; give it at least one")
-    if len(w_hh.shape) != 2 or w_hh.shape[0] != gates * w_hh.shape[1]:
-        of = "(hidden, hidden)" if gates == 1 else f"({gates} * hidden, hidden)"
-        raise ShapeError(f"{name}: w_hh must have shape {of}, not {w_hh}")
-    size = w_hh.shape[1]
-    if w_ih.shape != (gates * size, features):
-        raise ShapeError(
-            f"{name}: w_ih ({w_ih}) must have shape {(gates * size, features)}: the rows of w_hh "
-            f"({w_hh}) and the features of x ({x})"
-        )
-    for argument, state in states.items():
-        if state.shape != (batch, size):
-            raise ShapeError(
-                f"{name}: {argument} ({state}) must have shape {(batch, size)}: the batch of x "
-                f"({x}) and the columns of w_hh ({w_hh})"
-            )
-    for argument, bias in biases.items():
-        if bias is not None and bias.shape != (gates * size,):
-            raise ShapeError(
-                f"{name}: {argument} must have shape ({gates * size},) or be None, not {bias}"
-            )
-    if lengths is not None:
-        if lengths.dtype.kind not in "iu":
-            raise DTypeError(f"{name}: lengths must be integers, not {lengths}")
-        if lengths.shape != (batch,):
-            raise ShapeError(
-                f"{name}: lengths ({lengths}) must have shape ({batch},), a length for each "
-                f"sequence of the batch of x ({x})"
-            )
-    given = [x, *states.values(), w_ih, w_hh, *[b for b in biases.values() if b is not None]]
-    dtype = np.result_type(*[s.dtype for s in given])
-    if any(s.dtype.kind != "f" for s in given):
-        kinds = ", ".join(dict.fromkeys(str(s.dtype) for s in given))
-        raise DTypeError(f"{name}: input, states and parameters must be floats, not {kinds}")
-    return dtype
+def _shape_rule(name: str, gates: int, states: tuple[str, ...]) -> Callable[..., tuple[Spec, ...]]:
+    """The ``infer`` of an operation whose weights have a block of rows for each of `gates`."""
 
+    def infer(x: Spec, *rest: Any, nonlinearity: str = "tanh", reverse: bool = False) -> Any:
+        if nonlinearity not in NONLINEARITIES:
+            raise ConfigError(
+                f"{name}: nonlinearity must be 'tanh' or 'relu', not {nonlinearity!r}"
+            )
+        *given, w_ih, w_hh, b_ih, b_hh, lengths = rest
+        if len(x.shape) != 3:
+            raise ShapeError(f"{name}: x ({x}) must have the axes (steps, batch, features)")
+        steps, batch, features = x.shape
+        if not steps:
+            raise ShapeError(f"{name}: x ({x}) has no steps; give it at least one")
+        if len(w_hh.shape) != 2 or w_hh.shape[0] != gates * w_hh.shape[1]:
+            of = "(hidden, hidden)" if gates == 1 else f"({gates} * hidden, hidden)"
+            raise ShapeError(f"{name}: w_hh must have shape {of}, not {w_hh}")
+        size = w_hh.shape[1]
+        if w_ih.shape != (gates * size, features):
+            raise ShapeError(
+                f"{name}: w_ih ({w_ih}) must have shape {(gates * size, features)}: the rows of "
+                f"w_hh ({w_hh}) and the features of x ({x})"
+            )
+        for argument, state in zip(states, given, strict=True):
+            if state.shape != (batch, size):
+                raise ShapeError(
+                    f"{name}: {argument} ({state}) must have shape {(batch, size)}: the batch of x "
+                    f"({x}) and the columns of w_hh ({w_hh})"
+                )
+        biases = [b for b in (b_ih, b_hh) if b is not None]
+        for bias in biases:
+            if bias.shape != (gates * size,):
+                argument = "b_ih" if bias is b_ih else "b_hh"
+                raise ShapeError(
+                    f"{name}: {argument} must have shape ({gates * size},) or be None, not {bias}"
+                )
+        if lengths is not None:
+            if lengths.dtype.kind not in "iu":
+                raise DTypeError(f"{name}: lengths must be integers, not {lengths}")
+            if lengths.shape != (batch,):
+                raise ShapeError(
+                    f"{name}: lengths ({lengths}) must have shape ({batch},), a length for each "
+                    f"sequence of the batch of x ({x})"
+                )
+        dtypes = dict.fromkeys(s.dtype for s in (x, *given, w_ih, w_hh, *biases))
+        if any(d.kind != "f" for d in dtypes):
+            raise DTypeError(
+                f"{name}: input, states and parameters must be floats, not "
+                f"{', '.join(map(str, dtypes))}"
+            )
+        dtype = np.result_type(*dtypes)
+        return Spec((steps, batch, size), dtype), *[Spec((batch, size), dtype)] * len(states)
 
-def _sample_arrays(
-    rng: np.random.Generator, gates: int, steps: int, batch: int, features: int, size: int
-) -> list[Any]:
-    """x, h0, w_ih, w_hh, b_ih, b_hh."""
-    shapes = (
-        (steps, batch, features),
-        (batch, size),
-        (gates * size, features),
-        (gates * size, size),
-        (gates * size,),
-        (gates * size,),
-    )
-    return [rng.uniform(-1.0, 1.0, s) for s in shapes]
+    return infer
 
 
 SIZES = ((3, 2, 4, 3), (1, 1, 1, 1), (2, 0, 3, 2), (4, 3, 2, 5))
 """Steps, batch, features, hidden size."""
 LENGTHS = np.array([2, 4, 1])
+
+
+def _arrays(
+    rng: np.random.Generator,
+    gates: int,
+    states: int,
+    steps: int,
+    batch: int,
+    features: int,
+    size: int,
+) -> list[Any]:
+    """The inputs of a sample but for the lengths."""
+    rows = gates * size
+    shapes = [(steps, batch, features), *[(batch, size)] * states]
+    shapes += [(rows, features), (rows, size), (rows,), (rows,)]
+    return [rng.uniform(-1.0, 1.0, s) for s in shapes]
+
+
+def _samples(gates: int, states: int) -> Samples:
+    def samples(rng: np.random.Generator) -> Iterable[Sample]:
+        for sizes in SIZES:
+            yield Sample((*_arrays(rng, gates, states, *sizes), None))
+        arrays = _arrays(rng, gates, states, 4, 3, 2, 3)
+        yield Sample((*arrays, None), {"reverse": True}, note="backwards")
+        yield Sample((*arrays, LENGTHS), note="lengths")
+        yield Sample((*arrays, LENGTHS), {"reverse": True}, note="lengths, backwards")
+        yield Sample((*arrays[:-2], None, None, None), note="no bias")
+
+    return samples
 
 
 # Plain recurrent network.
@@ -218,35 +237,10 @@ def _rnn_backward(
     return _in_order(RNN, {**found, "h0": dh0})
 
 
-def _rnn_infer(
-    x: Spec,
-    h0: Spec,
-    w_ih: Spec,
-    w_hh: Spec,
-    b_ih: Spec | None,
-    b_hh: Spec | None,
-    lengths: Spec | None,
-    *,
-    nonlinearity: str = "tanh",
-    reverse: bool = False,
-) -> tuple[Spec, ...]:
-    if nonlinearity not in NONLINEARITIES:
-        raise ConfigError(f"rnn: nonlinearity must be 'tanh' or 'relu', not {nonlinearity!r}")
-    biases = {"b_ih": b_ih, "b_hh": b_hh}
-    dtype = _check("rnn", 1, x, {"h0": h0}, w_ih, w_hh, biases, lengths)
-    return Spec((*x.shape[:2], *h0.shape[1:]), dtype), Spec(h0.shape, dtype)
-
-
 def _rnn_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    for sizes in SIZES:
-        yield Sample((*_sample_arrays(rng, 1, *sizes), None))
-    arrays = _sample_arrays(rng, 1, 4, 3, 2, 3)
-    yield Sample((*arrays, None), {"reverse": True}, note="backwards")
-    yield Sample((*arrays, LENGTHS), note="lengths")
-    yield Sample((*arrays, LENGTHS), {"reverse": True}, note="lengths, backwards")
-    yield Sample((*arrays[:4], None, None, None), note="no bias")
+    yield from _samples(1, 1)(rng)
     # Pre-activations away from 0, where the slope of relu jumps: weights and states are positive.
-    positive = [np.abs(a) + 0.1 for a in arrays]
+    positive = [np.abs(a) + 0.1 for a in _arrays(rng, 1, 1, 4, 3, 2, 3)]
     positive[4] = np.array([0.5, -20.0, 0.5])
     for reverse in (False, True):
         params = {"nonlinearity": "relu", "reverse": reverse}
@@ -257,7 +251,7 @@ RNN = Operation(
     "rnn",
     _rnn_forward,
     _rnn_backward,
-    _rnn_infer,
+    _shape_rule("rnn", 1, ("h0",)),
     _rnn_samples,
     saves=("x", "h0", "w_ih", "w_hh", "b_ih", "b_hh", "lengths", "hidden"),
     extras=("hidden",),
@@ -312,44 +306,12 @@ def _lstm_backward(
     return _in_order(LSTM, {**found, "h0": dh0, "c0": dc0})
 
 
-def _lstm_infer(
-    x: Spec,
-    h0: Spec,
-    c0: Spec,
-    w_ih: Spec,
-    w_hh: Spec,
-    b_ih: Spec | None,
-    b_hh: Spec | None,
-    lengths: Spec | None,
-    *,
-    reverse: bool = False,
-) -> tuple[Spec, ...]:
-    biases = {"b_ih": b_ih, "b_hh": b_hh}
-    dtype = _check("lstm", 4, x, {"h0": h0, "c0": c0}, w_ih, w_hh, biases, lengths)
-    state = Spec(h0.shape, dtype)
-    return Spec((*x.shape[:2], *h0.shape[1:]), dtype), state, state
-
-
-def _lstm_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    def arrays(sizes: tuple[int, ...]) -> list[Any]:
-        x, h0, *parameters = _sample_arrays(rng, 4, *sizes)
-        return [x, h0, rng.uniform(-1.0, 1.0, h0.shape), *parameters]
-
-    for sizes in SIZES:
-        yield Sample((*arrays(sizes), None))
-    given = arrays((4, 3, 2, 3))
-    yield Sample((*given, None), {"reverse": True}, note="backwards")
-    yield Sample((*given, LENGTHS), note="lengths")
-    yield Sample((*given, LENGTHS), {"reverse": True}, note="lengths, backwards")
-    yield Sample((*given[:5], None, None, None), note="no bias")
-
-
 LSTM = Operation(
     "lstm",
     _lstm_forward,
     _lstm_backward,
-    _lstm_infer,
-    _lstm_samples,
+    _shape_rule("lstm", 4, ("h0", "c0")),
+    _samples(4, 2),
     saves=("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "lengths", "hidden", "cells", "gates"),
     extras=("hidden", "cells", "gates"),
     constant_extras=False,
@@ -374,9 +336,7 @@ def _gru_forward(
     reverse: bool = False,
 ) -> Any:
     # b_hh stays with the state's product: the reset gate multiplies its third block.
-    hidden, gates, inner = K.gru_steps(
-        _project(K, x, w_ih, b_ih), h0, w_hh, b_hh, lengths, reverse
-    )
+    hidden, gates, inner = K.gru_steps(_project(K, x, w_ih, b_ih), h0, w_hh, b_hh, lengths, reverse)
     results = _output(K, hidden, lengths, reverse), _last(K, hidden, reverse)
     return results, hidden, gates, inner
 
@@ -403,38 +363,12 @@ def _gru_backward(
     return _in_order(GRU, {**found, "h0": dh0})
 
 
-def _gru_infer(
-    x: Spec,
-    h0: Spec,
-    w_ih: Spec,
-    w_hh: Spec,
-    b_ih: Spec | None,
-    b_hh: Spec | None,
-    lengths: Spec | None,
-    *,
-    reverse: bool = False,
-) -> tuple[Spec, ...]:
-    biases = {"b_ih": b_ih, "b_hh": b_hh}
-    dtype = _check("gru", 3, x, {"h0": h0}, w_ih, w_hh, biases, lengths)
-    return Spec((*x.shape[:2], *h0.shape[1:]), dtype), Spec(h0.shape, dtype)
-
-
-def _gru_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    for sizes in SIZES:
-        yield Sample((*_sample_arrays(rng, 3, *sizes), None))
-    arrays = _sample_arrays(rng, 3, 4, 3, 2, 3)
-    yield Sample((*arrays, None), {"reverse": True}, note="backwards")
-    yield Sample((*arrays, LENGTHS), note="lengths")
-    yield Sample((*arrays, LENGTHS), {"reverse": True}, note="lengths, backwards")
-    yield Sample((*arrays[:4], None, None, None), note="no bias")
-
-
 GRU = Operation(
     "gru",
     _gru_forward,
     _gru_backward,
-    _gru_infer,
-    _gru_samples,
+    _shape_rule("gru", 3, ("h0",)),
+    _samples(3, 1),
     saves=("x", "h0", "w_ih", "w_hh", "b_ih", "b_hh", "lengths", "hidden", "gates", "inner"),
     extras=("hidden", "gates", "inner"),
     constant_extras=False,
