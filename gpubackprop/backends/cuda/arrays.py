@@ -40,3 +40,6 @@ class DeviceArrays(ArrayBackend):
     def _packed(self, x: Array) -> Array:
         """`x` without gaps, in C order."""
         return x if x.flags.c_contiguous else self.xp.ascontiguousarray(x)
+
+    def _all_packed(self, *arrays: Array | None) -> list[Array | None]:
+        return [None if a is None else self._packed(a) for a in arrays]

@@ -6,7 +6,6 @@ dtype, another axis).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from gpubackprop.backends.primitives import Array
 
 
 class FusedKernels(DeviceArrays):
-    """Activations, softmax, cross-entropy, layer norm and dropout's derivative."""
+    """Activations, softmax, cross-entropy and dropout's derivative."""
 
     def _last_axis(self, x: Array, axis: int) -> bool:
         return x.ndim > 0 and x.size > 0 and axis in (-1, x.ndim - 1)
@@ -207,52 +206,3 @@ class FusedKernels(DeviceArrays):
             return None
         team, shape = geometry.over_rows(*x.shape)
         return (element, index, team), shape
-
-    def _all_packed(self, *arrays: Array | None) -> list[Array | None]:
-        return [None if a is None else self._packed(a) for a in arrays]
-
-    # Layer norm.
-    def layer_norm(
-        self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
-    ) -> tuple[Array, Array, Array]:
-        element = self._element(x, weight, bias)
-        if element is None or not x.size:
-            return super().layer_norm(x, weight, bias, axes, eps)
-        rows, cols, kept = _split(x.shape, axes)
-        y = self.empty(x.shape, x.dtype)
-        mean, rstd = self.empty(kept, x.dtype), self.empty(kept, x.dtype)
-        team, shape = geometry.over_rows(rows, cols)
-        arrays = (*self._all_packed(x, weight, bias), y, mean, rstd)
-        self.kernels.launch("layer_norm", (element, team), shape, *arrays, rows, cols, eps)
-        return y, mean, rstd
-
-    def layer_norm_backward(
-        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
-    ) -> tuple[Array, Array]:
-        element = self._element(x, dy, weight, mean, rstd)
-        if element is None or not x.size or dy.shape != x.shape:
-            return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
-        rows, cols, _ = _split(x.shape, axes)
-        dy, x, weight, mean, rstd = self._all_packed(dy, x, weight, mean, rstd)
-        dx = self.empty(x.shape, x.dtype)
-        team, shape = geometry.over_rows(rows, cols)
-        template = (element, team)
-        given = (dy, x, weight, mean, rstd)
-        self.kernels.launch("layer_norm_backward", template, shape, *given, dx, rows, cols)
-        # The weight's: sums over spans of rows, then the sum of those.
-        span = geometry.row_span(rows)
-        wide = np.float64 if element == "double" else np.float32
-        part = self.empty((-(-rows // span), cols), wide)
-        shape = geometry.over(part.size)
-        arrays = (dy, x, mean, rstd, part)
-        self.kernels.launch("layer_norm_weight", (element,), shape, *arrays, rows, cols, span)
-        dweight = self.empty(x.shape[x.ndim - axes :], x.dtype)
-        shape = geometry.over(cols)
-        self.kernels.launch("column_sum", (element,), shape, part, dweight, len(part), cols)
-        return dx, dweight
-
-
-def _split(shape: tuple[int, ...], axes: int) -> tuple[int, int, tuple[int, ...]]:
-    """Rows, columns, and the shape with the last `axes` axes at size one."""
-    lead = shape[: len(shape) - axes]
-    return math.prod(lead), math.prod(shape[len(lead) :]), lead + (1,) * axes

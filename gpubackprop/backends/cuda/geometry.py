@@ -16,6 +16,7 @@ _MAX_BLOCKS = 4096
 _MAX_ROW_BLOCKS = 65536
 _SPANS = 128
 _SHORTEST_SPAN = 32
+_LANES = 65536  # threads that keep any GPU of today busy
 
 
 class Launch(NamedTuple):
@@ -42,6 +43,12 @@ def over_rows(rows: int, cols: int) -> tuple[int, Launch]:
 def row_span(rows: int) -> int:
     """How many consecutive rows one thread adds up where a column is summed in two steps."""
     return max(_ceil(rows, _SPANS), _SHORTEST_SPAN)
+
+
+def channel_span(rows: int, columns: int) -> int:
+    """The same where there are few columns: spans as short as it takes to give work to all of a
+    GPU."""
+    return max(_ceil(rows * columns, _LANES), _SHORTEST_SPAN)
 
 
 def over_segments(outer: int, size: int, count: int, tail: int) -> tuple[int, int, Launch]:

@@ -1,9 +1,250 @@
-"""Kernels of ``norms.py`` on a GPU, faster than by their definition."""
+"""Kernels of ``norms.py`` on a GPU, faster than by their definition.
+
+Each falls back to its definition where the ``.cu`` source has no version for the arguments.
+"""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
+from gpubackprop.backends.cuda import geometry
 from gpubackprop.backends.cuda.arrays import DeviceArrays
+from gpubackprop.backends.primitives import Array, Shape
 
 
 class CudaNorm(DeviceArrays):
     """Overrides of the kernels of ``norms.py``."""
+
+    def batch_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        element = self._element(x, weight, bias)
+        if element is None or not x.size or x.ndim < 2:
+            return super().batch_norm(x, weight, bias, eps)
+        sizes, moments = _as_one_sample(x.shape), x.shape[-1:]
+        mean, var, rstd = (self.empty(moments, x.dtype) for _ in range(3))
+        y = self._normalised(element, x, weight, bias, sizes, mean, var, rstd, eps)
+        return y, mean, var, rstd
+
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        weight: Array | None,
+        mean: Array,
+        rstd: Array,
+        dmean: Array | None = None,
+        dvar: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        element = self._element(x, dy, weight, mean, rstd, dmean, dvar)
+        if element is None or not x.size or x.ndim < 2 or dy.shape != x.shape:
+            return super().batch_norm_backward(dy, x, weight, mean, rstd, dmean, dvar)
+        sizes = _as_one_sample(x.shape)
+        return self._cotangents(element, dy, x, weight, mean, rstd, dmean, dvar, sizes)
+
+    def scale_shift(self, x: Array, scale: Array, shift: Array | None = None) -> Array:
+        element = self._element(x, scale, shift)
+        if element is None or not x.size or scale.shape != x.shape[-1:]:
+            return super().scale_shift(x, scale, shift)
+        x, scale, shift = self._all_packed(x, scale, shift)
+        y = self.empty(x.shape, x.dtype)
+        arrays = (x, scale, shift, y)
+        self.kernels.launch(
+            "scale_shift", (element,), geometry.over(x.size), *arrays, x.size, x.shape[-1]
+        )
+        return y
+
+    def group_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, groups: int, eps: float
+    ) -> tuple[Array, Array, Array]:
+        element = self._element(x, weight, bias)
+        if element is None or not x.size:
+            return super().group_norm(x, weight, bias, groups, eps)
+        sizes, moments = _as_samples(x.shape, groups), (x.shape[0], groups)
+        mean, rstd = self.empty(moments, x.dtype), self.empty(moments, x.dtype)
+        y = self._normalised(element, x, weight, bias, sizes, mean, None, rstd, eps)
+        return y, mean, rstd
+
+    def group_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, groups: int
+    ) -> tuple[Array, Array, Array]:
+        element = self._element(x, dy, weight, mean, rstd)
+        if element is None or not x.size or dy.shape != x.shape:
+            return super().group_norm_backward(dy, x, weight, mean, rstd, groups)
+        sizes = _as_samples(x.shape, groups)
+        return self._cotangents(element, dy, x, weight, mean, rstd, None, None, sizes)
+
+    def _normalised(
+        self,
+        element: str,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        sizes: tuple[int, int, int, int],
+        mean: Array,
+        var: Array | None,
+        rstd: Array,
+        eps: float,
+    ) -> Array:
+        """y; writes the moments."""
+        samples, rows, channels, groups = sizes
+        x, weight, bias = self._all_packed(x, weight, bias)
+        wide = _wide(element)
+        span = geometry.channel_span(rows, samples * channels)
+        spans = -(-rows // span)
+        part = self.empty((samples, spans, channels), wide)
+        moments = self.empty((2, samples, groups), wide)
+        count = x.size // (samples * groups)
+        each = geometry.over(part.size)
+        team, shape = geometry.over_rows(samples * groups, spans * (channels // groups))
+        inner = (samples, spans, channels, groups, count, eps)
+        for centre, wide_out, out, root in (
+            (None, moments[0], mean, None),
+            (moments[0], moments[1], var, rstd),
+        ):
+            self.kernels.launch("channel_sum", (element,), each, x, centre, part, *sizes, span)
+            found = (part, wide_out, out, root)
+            self.kernels.launch("group_moment", (element, team), shape, *found, *inner)
+        y = self.empty(x.shape, x.dtype)
+        arrays = (x, moments[0], moments[1], weight, bias, y)
+        self.kernels.launch("group_norm", (element,), geometry.over(x.size), *arrays, *sizes)
+        return y
+
+    def _cotangents(
+        self,
+        element: str,
+        dy: Array,
+        x: Array,
+        weight: Array | None,
+        mean: Array,
+        rstd: Array,
+        dmean: Array | None,
+        dvar: Array | None,
+        sizes: tuple[int, int, int, int],
+    ) -> tuple[Array, Array, Array]:
+        """Cotangents of x, of the weight and of the bias."""
+        samples, rows, channels, groups = sizes
+        dy, x, weight, mean, rstd = self._all_packed(dy, x, weight, mean, rstd)
+        dmean, dvar = self._all_packed(dmean, dvar)
+        wide = _wide(element)
+        span = geometry.channel_span(rows, samples * channels)
+        spans = -(-rows // span)
+        part = self.empty((2 * samples, spans, channels), wide)
+        each = geometry.over(samples * spans * channels)
+        given = (dy, x, mean, rstd, part)
+        self.kernels.launch("channel_slopes", (element,), each, *given, *sizes, span)
+        sums = self.empty((2, samples, channels), wide)
+        team, shape = geometry.over_rows(sums.size, spans)
+        self.kernels.launch(
+            "span_sum", (element, team), shape, part, sums, 2 * samples, spans, channels
+        )
+        dweight, dbias = self.empty((channels,), x.dtype), self.empty((channels,), x.dtype)
+        shape = geometry.over(channels)
+        for total, out in ((sums[0], dbias), (sums[1], dweight)):
+            self.kernels.launch("column_sum", (element,), shape, total, out, samples, channels)
+        factors = self.empty((2, samples, groups), wide)
+        team, shape = geometry.over_rows(samples * groups, channels // groups)
+        count = x.size // (samples * groups)
+        known = (sums, weight, rstd, dmean, dvar, factors[0], factors[1])
+        inner = (samples, channels, groups, count)
+        self.kernels.launch("group_slopes", (element, team), shape, *known, *inner)
+        dx = self.empty(x.shape, x.dtype)
+        arrays = (dy, x, weight, mean, rstd, factors[0], factors[1], dx)
+        self.kernels.launch(
+            "group_norm_backward", (element,), geometry.over(x.size), *arrays, *sizes
+        )
+        return dx, dweight, dbias
+
+    # Over the last axes.
+    def layer_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
+    ) -> tuple[Array, Array, Array]:
+        element = self._element(x, weight, bias)
+        if element is None or not x.size:
+            return super().layer_norm(x, weight, bias, axes, eps)
+        rows, cols, kept = _as_rows(x.shape, axes)
+        y = self.empty(x.shape, x.dtype)
+        mean, rstd = self.empty(kept, x.dtype), self.empty(kept, x.dtype)
+        team, shape = geometry.over_rows(rows, cols)
+        arrays = (*self._all_packed(x, weight, bias), y, mean, rstd)
+        self.kernels.launch("layer_norm", (element, team), shape, *arrays, rows, cols, eps)
+        return y, mean, rstd
+
+    def layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
+    ) -> tuple[Array, Array]:
+        element = self._element(x, dy, weight, mean, rstd)
+        if element is None or not x.size or dy.shape != x.shape:
+            return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
+        rows, cols, _ = _as_rows(x.shape, axes)
+        dy, x, weight, mean, rstd = self._all_packed(dy, x, weight, mean, rstd)
+        dx = self.empty(x.shape, x.dtype)
+        team, shape = geometry.over_rows(rows, cols)
+        arrays = (dy, x, weight, mean, rstd, dx)
+        self.kernels.launch("layer_norm_backward", (element, team), shape, *arrays, rows, cols)
+        return dx, self._by_columns(element, dy, x, mean, rstd, axes)
+
+    def rms_norm(
+        self, x: Array, weight: Array | None, axes: int, eps: float
+    ) -> tuple[Array, Array]:
+        element = self._element(x, weight)
+        if element is None or not x.size:
+            return super().rms_norm(x, weight, axes, eps)
+        rows, cols, kept = _as_rows(x.shape, axes)
+        y, rstd = self.empty(x.shape, x.dtype), self.empty(kept, x.dtype)
+        team, shape = geometry.over_rows(rows, cols)
+        arrays = (*self._all_packed(x, weight), y, rstd)
+        self.kernels.launch("rms_norm", (element, team), shape, *arrays, rows, cols, eps)
+        return y, rstd
+
+    def rms_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int
+    ) -> tuple[Array, Array]:
+        element = self._element(x, dy, weight, rstd)
+        if element is None or not x.size or dy.shape != x.shape:
+            return super().rms_norm_backward(dy, x, weight, rstd, axes)
+        rows, cols, _ = _as_rows(x.shape, axes)
+        dy, x, weight, rstd = self._all_packed(dy, x, weight, rstd)
+        dx = self.empty(x.shape, x.dtype)
+        team, shape = geometry.over_rows(rows, cols)
+        arrays = (dy, x, weight, rstd, dx)
+        self.kernels.launch("rms_norm_backward", (element, team), shape, *arrays, rows, cols)
+        return dx, self._by_columns(element, dy, x, None, rstd, axes)
+
+    def _by_columns(
+        self, element: str, dy: Array, x: Array, mean: Array | None, rstd: Array, axes: int
+    ) -> Array:
+        """The weight's cotangent: sums over spans of rows, then the sum of those."""
+        rows, cols, _ = _as_rows(x.shape, axes)
+        span = geometry.row_span(rows)
+        part = self.empty((-(-rows // span), cols), _wide(element))
+        shape = geometry.over(part.size)
+        arrays = (dy, x, mean, rstd, part)
+        self.kernels.launch("layer_norm_weight", (element,), shape, *arrays, rows, cols, span)
+        dweight = self.empty(x.shape[x.ndim - axes :], x.dtype)
+        shape = geometry.over(cols)
+        self.kernels.launch("column_sum", (element,), shape, part, dweight, len(part), cols)
+        return dweight
+
+
+def _as_rows(shape: Shape, axes: int) -> tuple[int, int, Shape]:
+    """Rows, columns, and the shape with the last `axes` axes at size one."""
+    lead = shape[: len(shape) - axes]
+    return math.prod(lead), math.prod(shape[len(lead) :]), lead + (1,) * axes
+
+
+def _as_one_sample(shape: Shape) -> tuple[int, int, int, int]:
+    """Samples, rows, channels and groups of batch normalisation."""
+    return 1, math.prod(shape[:-1]), shape[-1], shape[-1]
+
+
+def _as_samples(shape: Shape, groups: int) -> tuple[int, int, int, int]:
+    """Samples, rows, channels and groups of group normalisation."""
+    return shape[0], math.prod(shape[1:-1]), shape[-1], groups
+
+
+def _wide(element: str) -> type:
+    """The type that a kernel computes in."""
+    return np.float64 if element == "double" else np.float32

@@ -55,7 +55,7 @@ __global__ void layer_norm_backward(const T* dy, const T* x, const T* weight, co
 }
 
 // dweight in two steps, so that its sum over the rows has one order: each thread sums one column over `span` rows, then the sums
-// of the spans are added. `part` is (spans, cols).
+// of the spans are added. `part` is (spans, cols). Without a mean, as where rows are only scaled, xhat = x * rstd.
 template <typename T>
 __global__ void layer_norm_weight(const T* dy, const T* x, const T* mean, const T* rstd, typename Wide<T>::type* part,
                                   i64 rows, i64 cols, i64 span) {
@@ -65,7 +65,9 @@ __global__ void layer_norm_weight(const T* dy, const T* x, const T* mean, const 
     i64 j = k % cols, i = k / cols * span, end = i + span < rows ? i + span : rows;
     W s = 0;
     for (; i < end; ++i) {
-      W h = (static_cast<W>(x[i * cols + j]) - static_cast<W>(mean[i])) * static_cast<W>(rstd[i]);
+      W d = static_cast<W>(x[i * cols + j]);
+      if (mean) d = d - static_cast<W>(mean[i]);
+      W h = d * static_cast<W>(rstd[i]);
       s += static_cast<W>(dy[i * cols + j]) * h;
     }
     part[k] = s;
@@ -78,5 +80,43 @@ template <typename T> __global__ void column_sum(const typename Wide<T>::type* p
     W s = 0;
     for (i64 i = 0; i < rows; ++i) s += part[i * cols + j];
     out[j] = static_cast<T>(s);
+  }
+}
+
+// Normalisation by the root mean square (Zhang & Sennrich 2019): y = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps).
+template <typename T, int TEAM>
+__global__ void rms_norm(const T* x, const T* weight, T* y, T* rstd, i64 rows, i64 cols, double eps) {
+  typedef typename Wide<T>::type W;
+  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
+    const T* row = x + i * cols;
+    W v = 0;
+    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) v += static_cast<W>(row[j]) * static_cast<W>(row[j]);
+    W r = W(1) / sqrt(team_reduce<TEAM>(v, Plus()) / (W)cols + (W)eps);
+    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
+      W h = static_cast<W>(row[j]) * r;
+      y[i * cols + j] = static_cast<T>(weight ? h * static_cast<W>(weight[j]) : h);
+    }
+    if (first_column<TEAM>() == 0) rstd[i] = static_cast<T>(r);
+  }
+}
+
+// dx = rstd * (g - xhat * mean(g * xhat)) with g = dy * weight and xhat = x * rstd
+template <typename T, int TEAM>
+__global__ void rms_norm_backward(const T* dy, const T* x, const T* weight, const T* rstd, T* dx, i64 rows, i64 cols) {
+  typedef typename Wide<T>::type W;
+  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
+    const T *row = x + i * cols, *out = dy + i * cols;
+    W r = static_cast<W>(rstd[i]), b = 0;
+    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
+      W g = static_cast<W>(out[j]);
+      if (weight) g = g * static_cast<W>(weight[j]);
+      b += g * (static_cast<W>(row[j]) * r);
+    }
+    b = team_reduce<TEAM>(b, Plus()) / (W)cols;
+    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
+      W g = static_cast<W>(out[j]);
+      if (weight) g = g * static_cast<W>(weight[j]);
+      dx[i * cols + j] = static_cast<T>(r * (g - static_cast<W>(row[j]) * r * b));
+    }
   }
 }
