@@ -1,0 +1,115 @@
+"""The CUDA kernels of normalisation, executed on the CPU from the same source, against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends.base import Backend
+from gpubackprop.backends.cuda import geometry, sources
+from tests.backends.support import shim
+from tests.backends.test_cuda_backend import BACKEND, NUMPY
+
+pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
+
+TOLERANCE = {np.float32: 2e-5, np.float64: 1e-13, np.float16: 1e-2}
+# Samples, places, channels and groups: many places, many channels, one of each.
+SIZES = [(2, 90, 6, 3), (3, 1, 300, 1), (1, 70, 5, 5), (2, 40, 8, 4), (1, 1, 2, 1)]
+
+
+@pytest.fixture(params=["whole", "few threads", "reversed"])
+def device(request, monkeypatch):
+    """The backend; on a grid far smaller than the arrays, so that every loop goes round; and with a
+    block's threads served in falling order."""
+    monkeypatch.setattr(shim.RawModule, "reverse", request.param == "reversed")
+    if request.param == "few threads":
+        monkeypatch.setattr(geometry, "_MAX_BLOCKS", 1)
+        monkeypatch.setattr(geometry, "_MAX_ROW_BLOCKS", 2)
+    return BACKEND
+
+
+def random(*shape, seed, dtype, mean=0.0):
+    return (np.random.default_rng(seed).standard_normal(shape) + mean).astype(dtype)
+
+
+def compare(device, kernel, dtype, *arguments):
+    """The kernel on the device beside its definition, which computes halves in float as it does."""
+    wide = np.float32 if dtype == np.float16 else dtype
+    is_array = [isinstance(a, np.ndarray) for a in arguments]
+    there = [device.asarray(a) if i else a for a, i in zip(arguments, is_array, strict=True)]
+    here = [a.astype(wide) if i else a for a, i in zip(arguments, is_array, strict=True)]
+    found = getattr(device, kernel)(*there)
+    expected = getattr(Backend, kernel)(NUMPY, *here)
+    results = []
+    for got, want in zip(found, expected, strict=True):
+        got = device.to_numpy(got)
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, want, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
+        results.append(got)
+    return results
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+@pytest.mark.parametrize(("samples", "places", "channels", "groups"), SIZES)
+def test_group_norm_and_its_derivative(device, samples, places, channels, groups, affine, dtype):
+    x = random(samples, places, channels, seed=1, dtype=dtype, mean=3.0)
+    dy = random(*x.shape, seed=2, dtype=dtype)
+    weight, bias = (random(channels, seed=s, dtype=dtype) if affine else None for s in (3, 4))
+    _, mean, rstd = compare(device, "group_norm", dtype, x, weight, bias, groups, 1e-2)
+    compare(device, "group_norm_backward", dtype, dy, x, weight, mean, rstd, groups)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+@pytest.mark.parametrize("shape", [(3, 50, 5), (700, 2), (5, 300), (2, 1)], ids=str)
+def test_batch_norm_and_its_derivative(device, shape, affine, dtype):
+    x, dy = random(*shape, seed=1, dtype=dtype, mean=3.0), random(*shape, seed=2, dtype=dtype)
+    parts = [random(shape[-1], seed=s, dtype=dtype) for s in range(3, 7)]
+    weight, bias, dmean, dvar = parts if affine else (None, *parts[1:])
+    _, mean, _, rstd = compare(device, "batch_norm", dtype, x, weight, bias, 1e-2)
+    compare(device, "batch_norm_backward", dtype, dy, x, weight, mean, rstd)
+    compare(device, "batch_norm_backward", dtype, dy, x, weight, mean, rstd, dmean, dvar)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (6, 10), (100, 33), (3, 700)], ids=str)
+def test_rms_norm_and_its_derivative(device, shape, scaled, dtype):
+    x, dy = random(*shape, seed=1, dtype=dtype), random(*shape, seed=2, dtype=dtype)
+    weight = random(shape[1], seed=3, dtype=dtype) if scaled else None
+    _, rstd = compare(device, "rms_norm", dtype, x, weight, 1, 1e-2)
+    compare(device, "rms_norm_backward", dtype, dy, x, weight, rstd, 1)
+
+
+def test_a_mean_that_is_large_beside_the_spread_costs_no_digits(device):
+    x = random(4, 200, 3, seed=1, dtype=np.float32, mean=1000.0)
+    _, mean, var, _ = device.batch_norm(device.asarray(x), None, None, 1e-5)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(device.to_numpy(mean), wide.mean(axis=(0, 1)), rtol=2e-7)
+    np.testing.assert_allclose(device.to_numpy(var), wide.var(axis=(0, 1)), rtol=1e-4)
+
+
+def test_each_kernel_is_launched_once_for_each_sum(monkeypatch):
+    names = []
+    launch = BACKEND.kernels.launch
+    monkeypatch.setattr(
+        BACKEND.kernels, "launch", lambda name, *a: (names.append(name), launch(name, *a))
+    )
+    x = BACKEND.asarray(random(4, 5, 3, seed=1, dtype=np.float32))
+    before = BACKEND.xp.transfers, BACKEND.xp.synchronised
+    y, mean, _, rstd = BACKEND.batch_norm(x, None, None, 1e-5)
+    BACKEND.batch_norm_backward(y, x, None, mean, rstd)
+    assert names == [
+        *("channel_sum", "group_moment", "channel_sum", "group_moment", "group_norm"),
+        *("channel_slopes", "span_sum", "column_sum", "column_sum", "group_slopes"),
+        "group_norm_backward",
+    ]
+    assert (BACKEND.xp.transfers, BACKEND.xp.synchronised) == before, "the host waited"
+
+
+def test_spans_give_work_to_a_whole_gpu():
+    assert geometry.channel_span(131072, 16) == 32
+    assert geometry.channel_span(131072, 256) == 512
+    assert geometry.channel_span(7, 3) == 32
+    assert "batch_norm" in sources.FILES
