@@ -191,7 +191,7 @@ class _Run:
 def _again(call: Any) -> Iterator[None]:
     """Recording, as a second run, under the observer's scope of the first."""
     observer, before = STATE.observer, STATE.recomputing
-    scoped = observer is not None and hasattr(observer, "scope")
+    scoped = call.context is not None and hasattr(observer, "scope")
     outer = observer.scope if scoped else None  # type: ignore[union-attr]
     STATE.recomputing = True
     if scoped:

@@ -178,3 +178,16 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     out = capsys.readouterr().out
     assert out.splitlines()[1].startswith("held throughout: weights ") and "linear" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hook_is_one_of_cupys():
+    cupy = pytest.importorskip("cupy")
+    from gpubackprop.backends.cuda.memory import PoolMemory
+
+    meter = PoolMemory(cupy, 0)
+    with meter._hook:
+        event = {"device_id": 0, "mem_size": 512, "mem_ptr": 1, "pmem_id": 2}
+        meter._hook.malloc_postprocess(**event, size=10)
+        assert meter.read() == (512, 512)
+        meter._hook.free_postprocess(**event)
+        assert meter.read() == (0, 512)
