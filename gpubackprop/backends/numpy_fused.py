@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import numpy_gelu
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.primitives import Array
 
@@ -80,6 +81,16 @@ class FusedKernels(ArrayBackend):
     def relu_backward(self, dy: Array, y: Array) -> Array:
         zero = ZERO.get(y.dtype)
         return self.where(np.greater(y, 0 if zero is None else zero), dy, 0.0)
+
+    def gelu(self, x: Array) -> Array:
+        if x.dtype != np.float32 or not x.shape:
+            return super().gelu(x)
+        return numpy_gelu.gelu(x, super().gelu)
+
+    def gelu_backward(self, dy: Array, x: Array) -> Array:
+        if x.dtype != np.float32 or dy.dtype != x.dtype or dy.shape != x.shape or not x.shape:
+            return super().gelu_backward(dy, x)
+        return numpy_gelu.gelu_backward(dy, x, super().gelu_backward)
 
     # Softmax family.
     def softmax(self, x: Array, axis: int = -1) -> Array:

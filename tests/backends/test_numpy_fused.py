@@ -169,3 +169,29 @@ def test_linear_does_not_write_to_its_bias_or_lose_its_dtype() -> None:
     x, weight, bias = values(3, 4, dtype=np.float32), values(2, 4, dtype=np.float32), values(2)
     assert K.linear(x, weight, bias).dtype == np.float64
     np.testing.assert_allclose(K.linear(x, weight, bias), x @ weight.T + bias, rtol=1e-6)
+
+
+def test_gelu_of_floats_is_the_exact_one_rounded():
+    x = np.concatenate([np.linspace(-12, 12, 60001), [0.0, -0.0, 29.0, -29.0]]).astype(np.float32)
+    backend, dy = get_backend("cpu"), np.ones_like(x)
+    wide = x.astype(np.float64)
+    near = np.abs(x) < 3
+    exact = Backend.gelu(backend, wide)[near]
+    assert (np.abs(backend.gelu(x)[near] - exact) <= 2e-6 * np.abs(exact)).all()
+    for found, expected in (
+        (backend.gelu(x), Backend.gelu(backend, wide)),
+        (backend.gelu_backward(dy, x), Backend.gelu_backward(backend, dy, wide)),
+    ):
+        assert found.dtype == np.float32
+        error = np.abs(found - expected)
+        assert (error <= 3e-7 * np.maximum(1.0, np.abs(expected))).all()
+
+
+def test_gelu_leaves_the_fast_path_where_it_must():
+    backend = get_backend("cpu")
+    x = np.array([np.nan, np.inf, 1.0, 1e30, -1e30, -40.0], np.float32)
+    np.testing.assert_allclose(backend.gelu(x), Backend.gelu(backend, x), rtol=1e-6)
+    blocks = np.full(80000, 0.5, np.float32)
+    blocks[12345] = np.inf  # one block takes the definition, the others do not
+    y = backend.gelu(blocks)
+    assert np.isinf(y[12345]) and np.abs(np.delete(y, 12345) - 0.34573123).max() < 1e-6
