@@ -40,6 +40,7 @@ COMMANDS = {
     "train": Command("gpubackprop.cli.train", "train a network by a recipe"),
     "evaluate": Command("gpubackprop.cli.evaluate", "cost and accuracy of a trained network"),
     "predict": Command("gpubackprop.cli.predict", "what a trained network says about samples"),
+    "generate": Command("gpubackprop.cli.generate", "text from a trained language model"),
     "compare": Command(
         "gpubackprop.cli.compare", "train on two devices and show how far apart they are"
     ),

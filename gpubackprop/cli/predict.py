@@ -19,7 +19,8 @@ from gpubackprop.backends.device import choose
 from gpubackprop.cli.parser import Parser, add_data_dir, add_device, add_json, note, whole_number
 from gpubackprop.cli.runs import Run, fit_inputs, load_run
 from gpubackprop.data import DATASETS, ArrayDataset, DataLoader, read_csv, read_idx, read_npz
-from gpubackprop.errors import ConfigError
+from gpubackprop.data.pictures import ENDINGS, Pictures, pictures_in
+from gpubackprop.errors import ConfigError, DataError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
 from gpubackprop.recipes.costs import LOSSES
 from gpubackprop.training import outputs_of
@@ -36,7 +37,8 @@ def add_arguments(parser: Parser) -> None:
         "data",
         nargs="?",
         metavar="DATA",
-        help="CSV, NPZ or IDX file of samples (default: the held-out part of the recipe's data)",
+        help="CSV, NPZ or IDX file of samples, a picture, or a folder of pictures (default: the "
+        "held-out part of the recipe's data)",
     )
     parser.add_argument("--array", metavar="NAME", help="the array of samples in an NPZ file")
     parser.add_argument("--target", metavar="COLUMN", help="a column of a CSV file to leave out")
@@ -99,6 +101,8 @@ def _inputs(options: argparse.Namespace, trained: Run) -> np.ndarray[Any, Any]:
             )
         return data.test.array("input")
     path = Path(options.data)
+    if path.is_dir() or path.suffix.lower() in ENDINGS:
+        return fit_inputs(trained, _pictures(path, trained), str(path))
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".npz"):
         arrays = read_npz(path)
@@ -123,6 +127,19 @@ def _inputs(options: argparse.Namespace, trained: Run) -> np.ndarray[Any, Any]:
             "such as t10k-images-idx3-ubyte, each but .npz also with .gz"
         )
     return fit_inputs(trained, raw, str(path))
+
+
+def _pictures(path: Path, trained: Run) -> np.ndarray[Any, Any]:
+    """A picture, or those of a folder in the order of their names, in the size of the network."""
+    shape = trained.input_shape
+    if len(shape) != 3 or shape[0] != shape[1] or shape[2] not in (1, 3):
+        raise ConfigError(
+            f"{path}: the network takes inputs of shape {list(shape)}, which are no square pictures"
+        )
+    paths = [path] if not path.is_dir() else pictures_in(path)
+    if not paths:
+        raise DataError(f"{path} holds no picture (a file that ends in {', '.join(ENDINGS)})")
+    return Pictures(paths, shape[0], shape[2] == 1)[:]
 
 
 def _column(given: str | None) -> str | int | None:

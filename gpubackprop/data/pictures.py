@@ -178,7 +178,7 @@ def find_pictures(folder: Path) -> tuple[list[str], dict[str, list[Path]]]:
             )
         pictures = {}
         for name in classes:
-            pictures[name] = sorted(entry for entry in visible(folder / name) if _is_picture(entry))
+            pictures[name] = pictures_in(folder / name)
             if not pictures[name]:
                 raise DataError(
                     f"{folder / name} holds no picture (a file that ends in "
@@ -189,6 +189,11 @@ def find_pictures(folder: Path) -> tuple[list[str], dict[str, list[Path]]]:
             f"cannot read pictures from {error.filename or folder}: {os_reason(error)}"
         ) from error
     return classes, pictures
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the picture files of a folder, sorted by name; hidden ones are passed over."""
+    return sorted(entry for entry in visible(folder) if _is_picture(entry))
 
 
 def visible(folder: Path) -> list[Path]:
