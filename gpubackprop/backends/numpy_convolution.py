@@ -22,11 +22,18 @@ from gpubackprop.backends.cpu_threads import in_parts, threads
 from gpubackprop.backends.numpy_windows import COLUMNS, Columns, Geometry
 from gpubackprop.backends.primitives import Array, Shape
 
-# Multiplications in one product. From a million on OpenBLAS packs and divides it among threads of
-# its own; below, its kernels for small matrices run where they are called.
-PRODUCT = 1_000_000
+# Multiplications in one product. From 262,144 on, OpenBLAS divides a product among threads of its
+# own, and those of this module would wait for each other.
+PRODUCT = 250_000
+# The weight's gradient is a sum of products, so that small ones cost more. Where OpenBLAS has
+# kernels for small matrices (AVX-512), it does not divide products below a million either.
+SUMMED_PRODUCT = 1_000_000
 # Fewer multiplications than this are not worth another thread (about 50 us to start its work).
 SHARE = 4_000_000
+# With stride 1 a transposed convolution is a convolution of dy, which reads `outputs` numbers for
+# each pixel of the result. Otherwise `channels` numbers for each window are added up. The former is
+# the faster way up to about this ratio of the two numbers.
+AS_CONVOLUTION = 2.2
 
 
 class NumPyConvolution(ArrayBackend):
@@ -102,10 +109,12 @@ class NumPyConvolution(ArrayBackend):
         if g is None or not _alike(dy, weight) or dy.shape[1:] != (*g.out, outputs):
             return super().conv_transpose(dy, weight, spatial, stride, padding, dilation, groups)
         around = _as_convolution(g)
-        if groups < max(channels, 2) and around is not None:
+        one_each = groups == channels > 1
+        ratio = outputs * math.prod(spatial) / (channels * g.rows)
+        if around is not None and not one_each and ratio <= AS_CONVOLUTION:
             return self.conv(dy, _turned(weight, groups), None, stride, around, dilation, groups)
         dx = np.empty(shape, dy.dtype)
-        if groups == channels > 1:
+        if one_each:
             w = depthwise.by_place(g, weight, channels)
 
             def multiply(start: int, stop: int) -> None:
@@ -206,9 +215,10 @@ def _add_to_rows(y: np.ndarray, row: np.ndarray | None) -> None:
         np.add(rows, row, rows)
 
 
-def _pieces(rows: int, columns: int) -> Iterator[tuple[slice, int]]:
-    """Divide the rows of a matrix: runs of them, and into how many equal parts each."""
-    most = max(1, PRODUCT // columns)
+def _pieces(rows: int, columns: int, product: int) -> Iterator[tuple[slice, int]]:
+    """Divide the rows of a matrix: runs of them, and into how many equal parts each, so that rows *
+    columns is at most `product`."""
+    most = max(1, product // columns)
     parts = -(-rows // most)
     each = -(-rows // parts)
     whole = rows // each
@@ -225,7 +235,7 @@ def _split(x: np.ndarray, part: slice, n: int) -> np.ndarray:
 
 def _multiply(columns: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> None:
     """columns (groups, images, rows, width) times matrices (groups, width, O)."""
-    for part, n in _pieces(columns.shape[2], columns.shape[3] * matrices.shape[2]):
+    for part, n in _pieces(columns.shape[2], columns.shape[3] * matrices.shape[2], PRODUCT):
         a, y = _split(columns, part, n), _split(out, part, n)
         np.matmul(a, matrices[:, None, None], out=y)
 
@@ -233,7 +243,7 @@ def _multiply(columns: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> Non
 def _multiply_transposed(columns: np.ndarray, dy: np.ndarray, total: np.ndarray) -> None:
     """Add to total (groups, width, O) the product of columns (groups, images, rows, width),
     transposed, and dy (groups, images, rows, O)."""
-    for part, n in _pieces(columns.shape[2], columns.shape[3] * dy.shape[3]):
+    for part, n in _pieces(columns.shape[2], columns.shape[3] * dy.shape[3], SUMMED_PRODUCT):
         a, b = _split(columns, part, n), _split(dy, part, n)
         np.add(total, np.matmul(a.swapaxes(3, 4), b).sum(axis=(1, 2)), total)
 
@@ -270,7 +280,7 @@ def _scatter_products(
     split = weight.reshape(groups, outputs, channels, g.places)
     matrices = np.ascontiguousarray(split.transpose(3, 0, 1, 2))  # (places, groups, O, C)
     each = math.prod(g.padded) * channels * groups * dy.itemsize
-    images = min(max(1, COLUMNS // (4 * each)), stop - start)
+    images = min(max(1, COLUMNS // (2 * each)), stop - start)
     memory = np.empty((groups, images, g.rows, channels), dy.dtype)
     padded = np.empty((images, *g.padded, channels * groups), dy.dtype)
     for block in _blocks(start, stop, images):

@@ -7,6 +7,7 @@ argument: the rules below are the complete list.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -163,7 +164,10 @@ def _conv_backward(
     if call.needs[1]:
         dw = K.conv_weight(x, dy, call.shapes[1][2:], stride, padding, dilation, groups)
     if call.needs[2]:
-        db = K.sum(dy, axis=tuple(range(dy.ndim - 1)))
+        # The sum over images and windows, as a product with ones: a BLAS is several times faster
+        # than a reduction where rows are as short as channels are few.
+        rows = K.reshape(dy, (math.prod(dy.shape[:-1]), dy.shape[-1]))
+        db = K.matmul(K.ones((rows.shape[0],), dy.dtype), rows)
     return dx, dw, db
 
 
