@@ -107,8 +107,13 @@ class NumPyBackend(
         return min_over(x, axis, None, None, keepdims)
 
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
-        if out is None and x1.ndim == 2 and x2.ndim == 2:
-            return x1.dot(x2)
+        if out is None and x2.ndim == 2:
+            if x1.ndim == 2:
+                return x1.dot(x2)
+            if x1.ndim > 2 and x1.size and x1.flags.c_contiguous:
+                # One product over all rows, where NumPy would make one for each batch.
+                rows = x1.reshape(-1, x1.shape[-1])
+                return rows.dot(x2).reshape(*x1.shape[:-1], x2.shape[1])
         return np.matmul(x1, x2, out=out)
 
     def where(self, condition: Array, x1: Array, x2: Array) -> Array:
