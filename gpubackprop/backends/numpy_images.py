@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.cpu_threads import in_parts, threads
 from gpubackprop.backends.images import lowest, pooled_sizes, winner_dtype
 from gpubackprop.backends.primitives import Array, Shape
 
 # Images are pooled in runs of this many bytes, so that what one pass writes is still in the cache
 # when the next one reads it.
 RUN = 1 << 19
+# Fewer bytes than this are not worth another thread (about 50 us to start its work).
+SHARE = 1 << 20
 # Beyond this many places in a window that shares no element with another one, each window's winner
 # is found by its number instead of by a comparison at each place.
 MANY_PLACES = 16
@@ -54,10 +57,15 @@ def axes_of(
     return [Axis(a) for a in zip(spatial, out, kernel, stride, padding, dilation, strict=True)]
 
 
-def runs(x: np.ndarray) -> Iterator[slice]:
-    """Parts of the batch."""
+def in_runs(work: Callable[[slice], None], x: np.ndarray) -> None:
+    """Do the work for every run of the images x, several at the same time."""
     length = max(RUN * len(x) // max(x.nbytes, 1), 1)
-    return (slice(i, i + length) for i in range(0, len(x), length))
+
+    def share(start: int, stop: int) -> None:
+        for i in range(start, stop, length):
+            work(slice(i, min(i + length, stop)))
+
+    in_parts(share, len(x), min(threads(), 1 + x.nbytes // SHARE))
 
 
 def of(axis: int, part: slice) -> tuple[slice, ...]:
@@ -80,19 +88,20 @@ class NumPyImage(ArrayBackend):
         out = pooled_sizes(x.shape[1:-1], kernel, stride, padding, dilation, ceil)
         axes = axes_of(x.shape[1:-1], out, kernel, stride, padding, dilation)
         shape = (len(x), *out, x.shape[-1])
-        y, winner = (
-            np.empty_like(x, shape=shape),
-            np.empty_like(x, winner_dtype(kernel), shape=shape),
-        )
+        y = np.empty_like(x, shape=shape)
+        winner = np.empty_like(x, winner_dtype(kernel), shape=shape)
         if not y.size:
             return y, winner
-        for part in runs(x):
+
+        def pool(part: slice) -> None:
             top, place, inner = x[part], None, 1
             # The last axis first: among equal elements that leaves the first one in C order.
             for i, axis in reversed(list(enumerate(axes, start=1))):
                 top, place = _max_along(top, place, i, axis, inner, winner.dtype)
                 inner *= kernel[i - 1]
             y[part], winner[part] = top, place
+
+        in_runs(pool, x)
         if y.dtype.kind == "f" and np.isnan(y.max()):  # a comparison does not find a NaN's place
             return super().max_pool(x, kernel, stride, padding, dilation, ceil)
         return y, winner
@@ -110,13 +119,14 @@ class NumPyImage(ArrayBackend):
         if dy.dtype not in WORDS:
             return super().max_pool_backward(dy, winner, spatial, kernel, stride, padding, dilation)
         axes = axes_of(spatial, dy.shape[1:-1], kernel, stride, padding, dilation)
-        dx = _image(dy, axes)
         alone = all(s > d * (k - 1) for _, _, k, s, _, d in axes)
         if alone and max(dilation) == 1 and math.prod(kernel) > MANY_PLACES:
+            dx = np.zeros_like(dy, shape=(len(dy), *spatial, dy.shape[-1]))
             dx[_winners(winner, axes)] = dy
             return dx
-        word = WORDS[dy.dtype]
-        for part in runs(dx):
+        dx, word = _image(dy, axes), WORDS[dy.dtype]
+
+        def give(part: slice) -> None:
             bits, won, target = dy[part].view(word), winner[part], dx[part]
             for number, place in enumerate(itertools.product(*[a.places() for a in axes])):
                 windows = (slice(None), *(w for w, _ in place))
@@ -130,6 +140,8 @@ class NumPyImage(ArrayBackend):
                 else:
                     np.bitwise_and(bits[windows], mask, out=mask)
                     np.add(elements, mask.view(dy.dtype), out=elements)
+
+        in_runs(give, dx)
         return dx
 
     def avg_pool(
@@ -150,11 +162,14 @@ class NumPyImage(ArrayBackend):
         axes = axes_of(x.shape[1:-1], out, kernel, stride, padding, ones)
         divisors = self._divisors(x.shape[1:-1], out, *options, wide(x.dtype))
         y = np.empty_like(x, shape=(len(x), *out, x.shape[-1]))
-        for part in runs(x):
+
+        def pool(part: slice) -> None:
             total = x[part].astype(wide(x.dtype), copy=False)
             for i, axis in reversed(list(enumerate(axes, start=1))):
                 total = _sum_along(total, i, axis)
             np.divide(total, divisors, out=y[part], casting="same_kind")
+
+        in_runs(pool, x)
         return y
 
     def avg_pool_backward(
@@ -177,7 +192,8 @@ class NumPyImage(ArrayBackend):
         axes = axes_of(spatial, out, kernel, stride, padding, ones)
         divisors = self._divisors(spatial, out, *options, wide(dy.dtype))
         dx = np.empty_like(dy, shape=(len(dy), *spatial, dy.shape[-1]))
-        for part in runs(dx):
+
+        def give(part: slice) -> None:
             share = np.divide(dy[part], divisors, dtype=wide(dy.dtype))
             for i, axis in enumerate(axes[:-1], start=1):
                 share = _spread_along(share, i, axis, None)
@@ -185,6 +201,8 @@ class NumPyImage(ArrayBackend):
                 _spread_along(share, len(axes), axes[-1], dx[part])
             else:
                 dx[part] = _spread_along(share, len(axes), axes[-1], None)
+
+        in_runs(give, dx)
         return dx
 
 

@@ -8,6 +8,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn
 from gpubackprop.autograd import gradgradcheck
+from gpubackprop.backends import numpy_images
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
@@ -100,8 +101,10 @@ def test_memory_layout_is_kept(kernel):
         np.testing.assert_allclose(mean, want, rtol=1e-13)
 
 
-def test_a_batch_in_several_runs():
-    """More than one run of images, the last one short."""
+def test_a_batch_in_several_runs(monkeypatch):
+    """More than one run of images, the last one short, in more than one thread."""
+    monkeypatch.setattr(numpy_images, "RUN", 200_000)
+    monkeypatch.setattr(numpy_images, "SHARE", 100_000)
     x = image(11, 40, 40, 9).astype(np.float32)
     backend = NumPyBackend()
     for padding in ((0, 0), (1, 1)):
