@@ -23,6 +23,8 @@ from gpubackprop.backends.recurrent import steps_in_order
 # the processor.
 PANEL = 10**6
 PANELS = 4
+# For fewer steps than these, or a batch of one, a weight is not worth rearranging.
+FEW_STEPS = 8
 
 
 class NumPyRecurrent(ArrayBackend):
@@ -42,7 +44,7 @@ class NumPyRecurrent(ArrayBackend):
             return super().rnn_steps(projected, h0, w_hh, lengths, nonlinearity, reverse)
         steps = len(projected)
         hidden, before, after = _states(h0, steps, reverse)
-        weight, products = _panels(w_hh.T, after)
+        weight, products = _panels(w_hh.T, after, steps)
         zero = ZERO[h0.dtype]
         for t in steps_in_order(steps, reverse):
             h, new = before[t], after[t]
@@ -53,7 +55,7 @@ class NumPyRecurrent(ArrayBackend):
             else:
                 np.maximum(new, zero, out=new)
             if lengths is not None:
-                _keep(lengths <= t, (new, h))
+                _keep(_ended(lengths, t), (new, h))
         return hidden
 
     def rnn_steps_backward(
@@ -71,7 +73,7 @@ class NumPyRecurrent(ArrayBackend):
         one, zero = ONE[dh.dtype], ZERO[dh.dtype]
         dprojected = np.empty(dy.shape, dy.dtype)
         dh = dh.copy(order="C")
-        weight, product = _panels(w_hh, dh)
+        weight, product = _panels(w_hh, dh, len(dy))
         after = hidden[:-1] if reverse else hidden[1:]
         for t in steps_in_order(len(dy), not reverse):
             d, y = dprojected[t], after[t]
@@ -107,7 +109,7 @@ class NumPyRecurrent(ArrayBackend):
         hidden, h_before, h_after = _states(h0, steps, reverse)
         cells, c_before, c_after = _states(c0, steps, reverse)
         gates = np.empty(projected.shape, h0.dtype)
-        weight, products = _panels(w_hh.T, gates)
+        weight, products = _panels(w_hh.T, gates, steps)
         scale, shift = _squash(batch, (0.5, 0.5, 1.0, 0.5), width // 4, h0.dtype)
         work = np.empty(h0.shape, h0.dtype)
         i, f, g, o = _blocks(gates, 4)
@@ -125,7 +127,7 @@ class NumPyRecurrent(ArrayBackend):
             np.tanh(c_new, work)
             np.multiply(o[t], work, h_after[t])
             if lengths is not None:
-                _keep(lengths <= t, (h_after[t], h), (c_new, c))
+                _keep(_ended(lengths, t), (h_after[t], h), (c_new, c))
         return hidden, cells, gates
 
     def lstm_steps_backward(
@@ -144,7 +146,7 @@ class NumPyRecurrent(ArrayBackend):
         one = ONE[dh.dtype]
         dprojected = np.empty(gates.shape, gates.dtype)
         dh, dc = dh.copy(order="C"), dc.copy(order="C")
-        weight, product = _panels(w_hh, dh)
+        weight, product = _panels(w_hh, dh, len(dy))
         before, after = (cells[1:], cells[:-1]) if reverse else (cells[:-1], cells[1:])
         # A gate of value y has the slope (k + y) * (1 - y): k is 0 for a sigmoid, 1 for tanh.
         k = _repeated(len(dh), (0.0, 0.0, 1.0, 0.0), dh.shape[1], dh.dtype)
@@ -199,7 +201,7 @@ class NumPyRecurrent(ArrayBackend):
         half = HALF[h0.dtype]
         bias = None if b_hh is None else np.repeat(b_hh[None], batch, axis=0)
         product = np.empty((batch, width), h0.dtype)
-        weight, panels = _panels(w_hh.T, product)
+        weight, panels = _panels(w_hh.T, product, steps)
         work, both = np.empty(h0.shape, h0.dtype), np.empty((batch, 2 * size), h0.dtype)
         r, z, n = _blocks(gates, 3)
         for t in steps_in_order(steps, reverse):
@@ -221,7 +223,7 @@ class NumPyRecurrent(ArrayBackend):
             np.multiply(new, z[t], new)
             np.add(new, work, new)
             if lengths is not None:
-                _keep(lengths <= t, (new, h))
+                _keep(_ended(lengths, t), (new, h))
         return hidden, gates, inner
 
     def gru_steps_backward(
@@ -241,7 +243,7 @@ class NumPyRecurrent(ArrayBackend):
         dprojected = np.empty(gates.shape, gates.dtype)
         drecurrent = np.empty(gates.shape, gates.dtype)
         dh = dh.copy(order="C")
-        weight, product = _panels(w_hh, dh)
+        weight, product = _panels(w_hh, dh, len(dy))
         before = hidden[1:] if reverse else hidden[:-1]
         k = _repeated(len(dh), (0.0, 0.0, 1.0), dh.shape[1], dh.dtype)
         slope, rest = np.empty(k.shape, k.dtype), np.empty(k.shape, k.dtype)
@@ -284,16 +286,18 @@ def _alike(x: Any, *others: Any) -> bool:
     return x.dtype in ONE and all(a.dtype == x.dtype for a in others)
 
 
-def _panels(weight: np.ndarray, result: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`weight` (K, M) as matmul multiplies by it fastest, and the view of `result` (..., N, M) to
-    write the product to."""
+def _panels(weight: np.ndarray, result: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """`weight` (K, M) as matmul multiplies by it fastest in so many steps, and the view of `result`
+    (..., N, M) to write the product to."""
     rows, columns = result.shape[-2:]
+    worth = rows > 1 and steps >= FEW_STEPS
     work = weight.size * rows
-    split = not columns % PANELS and work / PANELS <= PANEL < work
+    split = worth and not columns % PANELS and work / PANELS <= PANEL < work
     parts = PANELS if split else 1
     shape = (*result.shape[:-1], parts, columns // parts)
     panels = weight.reshape(weight.shape[0], parts, columns // parts).swapaxes(0, 1)
-    return np.ascontiguousarray(panels), result.reshape(shape).swapaxes(-3, -2)
+    panels = np.ascontiguousarray(panels) if worth else panels
+    return panels, result.reshape(shape).swapaxes(-3, -2)
 
 
 def _states(x0: np.ndarray, steps: int, reverse: bool) -> tuple[np.ndarray, ...]:
@@ -329,7 +333,8 @@ def _ended(lengths: np.ndarray, t: int) -> np.ndarray | None:
     return rows if rows.size else None
 
 
-def _keep(ended: np.ndarray, *pairs: tuple[np.ndarray, np.ndarray]) -> None:
+def _keep(ended: np.ndarray | None, *pairs: tuple[np.ndarray, np.ndarray]) -> None:
     """Put the old state in the place of the new one where a sequence has ended."""
-    for new, old in pairs:
-        new[ended] = old[ended]
+    if ended is not None:
+        for new, old in pairs:
+            new[ended] = old[ended]

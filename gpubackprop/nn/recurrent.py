@@ -51,7 +51,7 @@ class _Layers(Recurrent):
         if dropout and self.num_layers == 1:
             warnings.warn(
                 f"{owner}: dropout={dropout:g} acts between layers, and there is only one",
-                stacklevel=3,
+                stacklevel=2,
             )
         self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
@@ -138,6 +138,7 @@ class _Layers(Recurrent):
         return x, last
 
     def extra_repr(self) -> str:
+        """Sizes, and the settings that differ from the defaults."""
         plain = {
             "num_layers": 1,
             "bias": True,
@@ -186,11 +187,22 @@ class RNN(_Layers):
         hidden_size: int,
         num_layers: int = 1,
         nonlinearity: str = "tanh",
-        *args: Any,
-        **kwargs: Any,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        generator: Generator | None = None,
+        device: Device = None,
+        dtype: Any = np.float32,
     ) -> None:
         self.nonlinearity = check_nonlinearity("RNN", nonlinearity)
-        super().__init__(input_size, hidden_size, num_layers, *args, **kwargs)
+        super().__init__(
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
 
 
 class LSTM(_Layers):

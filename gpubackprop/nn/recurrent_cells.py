@@ -147,6 +147,7 @@ class _Cell(Recurrent):
         return self._packed([s.reshape(*shape) for s in last])
 
     def extra_repr(self) -> str:
+        """Sizes, and whether there is a bias."""
         return f"{self.input_size}, {self.hidden_size}, bias={self.bias}"
 
 
@@ -171,10 +172,15 @@ class RNNCell(_Cell):
         hidden_size: int,
         bias: bool = True,
         nonlinearity: str = "tanh",
-        **kwargs: Any,
+        *,
+        generator: Generator | None = None,
+        device: Device = None,
+        dtype: Any = np.float32,
     ) -> None:
         self.nonlinearity = check_nonlinearity("RNNCell", nonlinearity)
-        super().__init__(input_size, hidden_size, bias, **kwargs)
+        super().__init__(
+            input_size, hidden_size, bias, generator=generator, device=device, dtype=dtype
+        )
 
 
 class LSTMCell(_Cell):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cuda import geometry
+import gpubackprop as gb
+from gpubackprop import nn
+from gpubackprop.backends.cuda import CUDABackend, geometry
 from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.recurrent import RecurrentKernels
-from tests.backends.support import shim
+from tests.backends.support import fake_cupy, shim
 from tests.backends.test_cuda_shim import DTYPES, close, cpp, launch, random  # noqa: F401
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
@@ -145,3 +149,31 @@ def test_a_relu_hides_no_nan(launch):  # noqa: F811
     shape = geometry.Launch(1)
     launch("rnn_step", ("float",), shape, projected, None, h, after, 0, 1, 3, True)
     np.testing.assert_array_equal(after, [[np.nan, 0.0, 2.0]])
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 2, 3]])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_a_layer_launches_one_kernel_a_step_and_never_waits(monkeypatch, kind, lengths):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.FakeCuPy())
+    cuda = CUDABackend()
+    here = getattr(nn, kind)(5, 6, bidirectional=True)
+    there = getattr(nn, kind)(5, 6, bidirectional=True, device=cuda)
+    there.load_state_dict(here.state_dict())
+    names = []
+    start = cuda.kernels.launch
+    monkeypatch.setattr(
+        cuda.kernels, "launch", lambda name, *rest: (names.append(name), start(name, *rest))
+    )
+    x = random((4, 3, 5))
+    on_gpu = gb.tensor(x, device=cuda, requires_grad=True)
+    before = cuda.xp.transfers, cuda.xp.synchronised
+    y, _ = there(on_gpu, lengths=lengths)
+    y.sum().backward()
+    assert (cuda.xp.transfers, cuda.xp.synchronised) == before
+    step = f"{kind.lower()}_step"
+    assert names.count(step) == names.count(f"{step}_backward") == 2 * 4
+    on_cpu = gb.tensor(x, requires_grad=True)
+    want, _ = here(on_cpu, lengths=lengths)
+    want.sum().backward()
+    np.testing.assert_allclose(y.numpy(), want.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(on_gpu.grad.numpy(), on_cpu.grad.numpy(), rtol=1e-4, atol=1e-5)

@@ -23,12 +23,13 @@ def test_products_in_panels(monkeypatch, kind, rest, lengths, reverse):
     seen = []
     panels = numpy_recurrent._panels
 
-    def spy(weight, result):
-        found = panels(weight, result)
+    def spy(*arguments):
+        found = panels(*arguments)
         seen.append(len(found[0]))
         return found
 
     monkeypatch.setattr(numpy_recurrent, "_panels", spy)
+    monkeypatch.setattr(numpy_recurrent, "FEW_STEPS", 2)
     monkeypatch.setattr(numpy_recurrent, "PANEL", 3 * 8 * 8 * GATES[kind] // 4)
     found = getattr(NUMPY, f"{kind}_steps{rest}")(*arrays, **options)
     want = getattr(RecurrentKernels, f"{kind}_steps{rest}")(NUMPY, *arrays, **options)
@@ -38,12 +39,15 @@ def test_products_in_panels(monkeypatch, kind, rest, lengths, reverse):
         testing.require_close(kind, f, w, testing.tolerance("float64", 100), 10.0)
 
 
-def test_panels_are_for_products_of_a_certain_size():
-    result = np.zeros((32, 512), np.float32)
-    for size, parts in ((32, 1), (128, 4), (512, 1)):
-        weight = np.ones((size, 4 * size), np.float32)
-        result = np.zeros((32, 4 * size), np.float32)
-        panels, view = numpy_recurrent._panels(weight, result)
-        assert panels.shape == (parts, size, 4 * size // parts)
-        np.matmul(np.ones((32, size), np.float32), panels, view)
-        assert (result == size).all()
+@pytest.mark.parametrize(
+    ("batch", "size", "steps", "parts"),
+    [(32, 32, 64, 1), (32, 128, 64, 4), (32, 128, 2, 1), (1, 512, 64, 1), (32, 256, 64, 1)],
+)
+def test_panels_are_for_products_of_a_certain_size(batch, size, steps, parts):
+    weight = np.ones((4 * size, size), np.float32)
+    result = np.zeros((batch, 4 * size), np.float32)
+    panels, view = numpy_recurrent._panels(weight.T, result, steps)
+    assert panels.shape == (parts, size, 4 * size // parts)
+    assert np.shares_memory(panels, weight) == (batch == 1 or steps == 2)
+    np.matmul(np.ones((batch, size), np.float32), panels, view)
+    assert (result == size).all()
