@@ -90,8 +90,9 @@ class Updates(Composites):
         """s = alpha * s + (1 - alpha) * grad**2; param -= lr * grad / (sqrt(s) + eps) (Tieleman &
         Hinton 2012).
 
-        With `mean_grad` (centred) the running mean's square is taken from s first; with `velocity`
-        the quotient is accumulated with `momentum`.
+        With `mean_grad` (centred) the running mean's square is taken from s first, and what
+        rounding leaves below 0 counts as 0; with `velocity` the quotient is accumulated with
+        `momentum`.
         """
         lr = float(lr)
         if weight_decay:
@@ -103,6 +104,7 @@ class Updates(Composites):
             self.multiply(mean_grad, alpha, out=mean_grad)
             self.add(mean_grad, self.multiply(grad, 1.0 - alpha), out=mean_grad)
             spread = self.subtract(mean_square, self.square(mean_grad))
+            self.maximum(spread, 0.0, out=spread)
         quotient = self.divide(grad, self.add(self.sqrt(spread), eps))
         if velocity is not None and momentum:
             self.multiply(velocity, momentum, out=velocity)

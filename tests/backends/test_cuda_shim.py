@@ -339,6 +339,23 @@ def test_updates_equal_the_definitions_bit_for_bit(launch, rule, options, dtype,
     assert np.isfinite(param).all() and not np.array_equal(param, random(2311, dtype, 1))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_centred_rmsprop_of_a_constant_gradient_stays_a_number(launch, dtype):
+    param, grad = random(300, dtype, 1), random(300, dtype, 2)
+    states = [np.zeros_like(param) for _ in range(3)]
+    other, other_states = param.copy(), [s.copy() for s in states]
+    options, below = {"centered": True, "alpha": 0.9}, 0
+    for step in range(1, 400):
+        update(launch, "rmsprop", options, param, grad, states, 1e-4, step, False)
+        define_update("rmsprop", options, other, grad, other_states, 1e-4, step)
+        below += int((states[0] - states[1] ** 2 < 0).sum())
+    assert below, "rounding never went below 0: the test shows nothing"
+    assert np.isfinite(param).all() and np.array_equal(param, other)
+    grad[0] = np.nan
+    update(launch, "rmsprop", options, param, grad, states, 1e-4, 400, False)
+    assert np.isnan(param[0]) and np.isfinite(param[1:]).all()
+
+
 # Indices.
 
 

@@ -360,3 +360,14 @@ def test_steps_on_the_gpu_are_those_on_the_cpu(name):
             optimizer.step()
         for p, q in zip(cpu, gpu, strict=True):
             np.testing.assert_allclose(q.numpy(), p.numpy(), rtol=2e-5, atol=2e-6)
+
+
+def test_centred_rmsprop_survives_a_constant_gradient():
+    (w,) = parameters((200,), dtype=np.float32)
+    optimizer = optim.RMSprop([w], lr=1e-4, alpha=0.9, centered=True)
+    g = np.random.default_rng(1).normal(size=w.shape).astype(np.float32)
+    for _ in range(300):
+        w.grad = None
+        w.accumulate(g, w.backend)
+        optimizer.step()
+    assert np.isfinite(w.numpy()).all()

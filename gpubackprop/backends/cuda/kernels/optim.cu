@@ -47,6 +47,7 @@ __global__ void rmsprop(T* param, const T* grad, T* mean_square, T* mean_grad, T
       T m = mean_grad[i] * keep + g * take;
       mean_grad[i] = m;
       s = s - m * m;
+      if (s < T(0)) s = T(0);  // by rounding, where the gradient is constant; a NaN stays
     }
     T q = g / (sqrt(s) + (T)eps);
     if (velocity && momentum != 0.0) {
