@@ -77,15 +77,15 @@ class AttentionKernels(Composites):
         Returns
         -------
         y : (B, H, Tq, Dv). A query that may attend to nothing gives zeros.
-        lse : (B, H, Tq) logarithm of the sum of the exponentials of each row of scores; +infinity
-            for a query that may attend to nothing.
+        lse : (B, H, Tq) logarithm of the sum of the exponentials of each row of scores, at least in
+            float32; +infinity for a query that may attend to nothing.
         """
         (b, h, tq, _), (tk, dv) = q.shape, v.shape[-2:]
         dtypes = [a.dtype for a in (q, k, mask) if a is not None and a.dtype != np.bool_]
         if not tk:
             dtype = np.result_type(*dtypes)
             y = self.zeros((b, h, tq, dv), np.result_type(dtype, v.dtype))
-            return y, self.full((b, h, tq), math.inf, dtype)
+            return y, self.full((b, h, tq), math.inf, _wide(dtype))
         ys, sums = [], []
         for rows in query_blocks(tq, b * h * tk):
             s = self._attention_scores(q, k, mask, causal, past, scale, rows)
@@ -101,11 +101,12 @@ class AttentionKernels(Composites):
                     w, self._attention_keep(q, tk, rows, p, seed, stream, offset), p
                 )
             ys.append(self._attention_per_head(self.matmul(self._attention_grouped(w, k), v), q))
+            total, top = (_cast(self, x, _wide(x.dtype)) for x in (total, top))
             sums.append(self.where(nothing, math.inf, self.add(self.log(total), top)))
         if not ys:
             s = self._attention_scores(q, k, mask, causal, past, scale, (0, 0))
             ys = [self._attention_per_head(self.matmul(self._attention_grouped(s, k), v), q)]
-            sums = [self.sum(s, axis=-1, keepdims=True)]
+            sums = [_cast(self, self.sum(s, axis=-1, keepdims=True), _wide(s.dtype))]
         return self._attention_joined(ys), self.reshape(self._attention_joined(sums), (b, h, tq))
 
     def attention_backward(
@@ -329,7 +330,8 @@ class AttentionKernels(Composites):
         """Cotangents of a block's scores, and its weights as they met the values."""
         s = self._attention_scores(q, k, mask, causal, past, scale, rows)
         total = self.reshape(lse, (*lse.shape, 1))
-        w = self.exp(self.subtract(s, self._attention_rows(total, rows)))
+        shifted = self.subtract(_cast(self, s, lse.dtype), self._attention_rows(total, rows))
+        w = _cast(self, self.exp(shifted), s.dtype)
         dy, y = self._attention_rows(dy, rows), self._attention_rows(y, rows)
         dw = self._attention_per_head(
             self.matmul(self._attention_grouped(dy, k), self._attention_swapped(v)), q
@@ -340,6 +342,15 @@ class AttentionKernels(Composites):
             dw, dropped = self.dropout_backward(dw, keep, p), self.dropout_backward(w, keep, p)
         inner = self.sum(self.multiply(dy, y), axis=-1, keepdims=True)
         return self.multiply(w, self.subtract(dw, inner)), dropped
+
+
+def _wide(dtype: Any) -> np.dtype:
+    """The dtype of a sum's logarithm: half precision would cost the derivative its digits."""
+    return np.result_type(dtype, np.float32)
+
+
+def _cast(kernels: Composites, x: Array, dtype: Any) -> Array:
+    return x if x.dtype == dtype else kernels.astype(x, dtype)
 
 
 def broadcasts(mask: Shape, scores: Shape) -> bool:

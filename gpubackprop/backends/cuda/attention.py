@@ -2,8 +2,131 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from gpubackprop.backends.cuda.arrays import DeviceArrays
+from gpubackprop.backends.cuda.geometry import Launch
+from gpubackprop.backends.primitives import Array
+
+# What attention.cu has room for: features of a head, and rows of a block forwards and backwards.
+FEATURES = {"double": 64}
+ROWS = {"double": (16, 8)}
+MOST_FEATURES, MOST_ROWS = 128, (32, 16)
+_MAX_BLOCKS = 65536
 
 
 class CudaAttention(DeviceArrays):
     """Overrides of the kernels of ``attention.py``."""
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None = None,
+        causal: bool = False,
+        past: int = 0,
+        scale: float = 1.0,
+        p: float = 0.0,
+        seed: int = 0,
+        stream: int = 0,
+        offset: int = 0,
+    ) -> tuple[Array, Array]:
+        place = (p, seed, stream, offset)
+        element = self._attends(q, k, v, mask)
+        if element is None:
+            return super().attention(q, k, v, mask, causal, past, scale, *place)
+        b, h, tq, _ = q.shape
+        y = self.empty((b, h, tq, v.shape[3]), q.dtype)
+        lse = self.empty((b, h, tq), np.float64 if element == "double" else np.float32)
+        masks, options = self._attention_options(q, k, v, mask, causal, past, scale, *place)
+        arrays = (self._packed(q), self._packed(k), self._packed(v), *masks, y, lse)
+        rows = ROWS.get(element, MOST_ROWS)[0]
+        self.kernels.launch("attention", (element,), _tiles(b * h, tq, rows), *arrays, *options)
+        return y, lse
+
+    def attention_backward(
+        self,
+        dy: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None,
+        y: Array,
+        lse: Array,
+        causal: bool = False,
+        past: int = 0,
+        scale: float = 1.0,
+        p: float = 0.0,
+        seed: int = 0,
+        stream: int = 0,
+        offset: int = 0,
+    ) -> tuple[Array, Array, Array]:
+        place = (p, seed, stream, offset)
+        element = self._attends(q, k, v, mask)
+        wide = np.float64 if element == "double" else np.float32
+        if element is None or self._element(q, dy, y) is None or lse.dtype != wide:
+            return super().attention_backward(
+                dy, q, k, v, mask, y, lse, causal, past, scale, *place
+            )
+        b, h, tq, _ = q.shape
+        dy, q, k, v, y, lse = (self._packed(x) for x in (dy, q, k, v, y, lse))
+        dq, dk, dv = (self.empty(x.shape, x.dtype) for x in (q, k, v))
+        inner = self.empty(lse.shape, lse.dtype)
+        masks, options = self._attention_options(q, k, v, mask, causal, past, scale, *place)
+        given = (dy, q, k, v, *masks)
+        rows = ROWS.get(element, MOST_ROWS)[1]
+        shape = _tiles(b * h, tq, rows)
+        arrays = (*given, y, lse, dq, inner)
+        self.kernels.launch("attention_queries", (element,), shape, *arrays, *options)
+        shape = _tiles(b * k.shape[1], k.shape[2], rows)
+        arrays = (*given, lse, inner, dk, dv)
+        self.kernels.launch("attention_keys", (element,), shape, *arrays, *options)
+        return dq, dk, dv
+
+    def _attends(self, q: Array, k: Array, v: Array, mask: Array | None) -> str | None:
+        """The C++ type of the elements where the kernels know it and have room, else None."""
+        numbers = None if mask is None or mask.dtype == np.bool_ else mask
+        element = self._element(q, k, v, numbers)
+        if element is None or not (q.size and k.size and v.size):
+            return None
+        most = FEATURES.get(element, MOST_FEATURES)
+        return element if max(q.shape[3], v.shape[3]) <= most else None
+
+    def _attention_options(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None,
+        causal: bool,
+        past: int,
+        scale: float,
+        p: float,
+        seed: int,
+        stream: int,
+        offset: int,
+    ) -> tuple[tuple[Array | None, Array | None], tuple[Any, ...]]:
+        """The mask as booleans or as numbers, and the arguments behind the arrays."""
+        steps = [0, 0, 0, 0]
+        masks: tuple[Array | None, Array | None] = (None, None)
+        if mask is not None:
+            mask = self._packed(mask)
+            step = 1
+            for axis in range(1, mask.ndim + 1):
+                steps[-axis] = step if mask.shape[-axis] > 1 else 0
+                step *= mask.shape[-axis]
+            masks = (mask, None) if mask.dtype == np.bool_ else (None, mask)
+        # As in bernoulli. A weight below 0 says that nothing is dropped.
+        threshold = min(round((1.0 - p) * 2**32), 2**32 - 1)
+        weight = -1.0 if not p else 0.0 if p >= 1.0 else 1.0 / (1.0 - p)
+        sizes = (*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3])
+        drop = (threshold, weight, seed, stream, offset)
+        return masks, (*sizes, *steps, int(causal), past, scale, *drop)
+
+
+def _tiles(heads: int, length: int, rows: int) -> Launch:
+    """A block for each tile of some rows of a head; the loops cover what is beyond the grid."""
+    return Launch(min(heads * -(-length // rows), _MAX_BLOCKS))

@@ -25,6 +25,7 @@ FILES = (
     "convolution",
     "pooling",
     "recurrent",
+    "attention",
 )
 
 # NumPy's dtype name -> the C++ type.
