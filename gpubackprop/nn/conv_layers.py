@@ -15,6 +15,7 @@ from gpubackprop.nn import convolution, init
 from gpubackprop.nn.convolution import Size
 from gpubackprop.nn.layers import Device, _empty, _size
 from gpubackprop.nn.module import Module
+from gpubackprop.nn.padding import pad
 from gpubackprop.nn.parameter import Parameter
 from gpubackprop.suggest import unknown
 
@@ -125,8 +126,6 @@ class _Conv(_Convolution):
         return function(input, self.weight, self.bias, *geometry, channels_last=self.channels_last)
 
     def _padded(self, x: Tensor) -> Tensor:
-        from gpubackprop.nn.functional import pad
-
         widths = [width for pair in reversed(self._pairs) for width in pair]
         if not self.channels_last:
             return pad(x, widths, self.padding_mode)
