@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from gpubackprop.autograd import tape
+from gpubackprop.autograd.changes import CHANGES
 from gpubackprop.autograd.tape import NUMBERS, STATE, Node
 from gpubackprop.errors import DTypeError, GradientError, ShapeError
 
@@ -86,6 +87,7 @@ def run_backward(
     for root, g in zip(roots, cotangents, strict=True):
         send(root.node or root, root.index, g)
     state = STATE
+    changed_at, changes = CHANGES.latest, None
     while heap:
         node = heappop(heap)[1]
         waiting = pending.pop(node)
@@ -102,6 +104,9 @@ def run_backward(
                 f"{op.name}: the values saved for its derivative were released by an earlier "
                 "backward pass; pass retain_graph=True to that pass to go through the graph twice"
             )
+        if changed_at > node.number:
+            changes = changes or CHANGES.by_owner()
+            changes.check(node)
         if create_graph:
             state.rule_backend = node.backend
             saved = _saved_tensors(node)
@@ -132,8 +137,6 @@ def run_backward(
                 dtype = edge.specs[index][1]
             else:
                 dtype = edge.array.dtype
-                if edge.changed_at > node.number:
-                    _refuse_changed(node, saved, edge)
             if g.dtype != dtype:
                 if dtype.kind in "iub":
                     raise DTypeError(
@@ -143,20 +146,6 @@ def run_backward(
                 g = kernels.astype(g, dtype)
             send(edge, index, g)
     return [] if targets is None else [found.get(_slot(t)) for t in targets]
-
-
-def _refuse_changed(node: Node, saved: Sequence[Any], leaf: Tensor) -> None:
-    """Raise if a rule has read a leaf's values that were overwritten after the call recorded them.
-
-    The very array tells: one that was copied elsewhere in between, as into an arena, is intact.
-    """
-    arrays = [value.array if isinstance(value, tape.TENSOR) else value for value in saved]
-    if any(array is leaf.array for array in arrays):
-        raise GradientError(
-            f"{node.op.name}: an input of shape {leaf.shape} was changed in place (by an "
-            "optimizer's step, copy_ or the like) after this result was computed from it, so its "
-            "derivative is lost; call backward() before the change, or compute the result again"
-        )
 
 
 def _slot(t: Tensor) -> tuple[int, int]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from gpubackprop.autograd import tape
 from gpubackprop.autograd.chain_rule import run_backward
+from gpubackprop.autograd.changes import CHANGES
 from gpubackprop.autograd.methods import ArrayMethods
-from gpubackprop.autograd.tape import Node, next_number
+from gpubackprop.autograd.tape import Node
 from gpubackprop.backends import Array, Backend, Shape, backend_of, get_backend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 
@@ -201,7 +202,7 @@ class Tensor(ArrayMethods):
     def mark_changed(self) -> None:
         """Say that ``array`` was written in place. A derivative that would read the values of
         before is then refused instead of being wrong."""
-        self.changed_at = next_number()
+        CHANGES.note(self)
 
     # The chain rule.
     def backward(

@@ -40,6 +40,16 @@ class ArrayBackend(Backend):
         for kernel in Primitives.__annotations__:
             setattr(self, kernel, getattr(xp, kernel))
 
+    def owner(self, x: Array) -> object:
+        while True:
+            base = getattr(x, "base", None)
+            if base is None:
+                return x
+            x = base
+
+    def overlap(self, x: Array, y: Array) -> bool:
+        return self.xp.may_share_memory(x, y)
+
     def where(self, condition: Array, x1: Array, x2: Array) -> Array:
         return self.xp.where(condition, x1, x2)
 

@@ -57,6 +57,15 @@ class Backend(
         """Whether `x` is an array of this backend's device."""
         return isinstance(x, self.array_type)
 
+    def owner(self, x: Array) -> object:
+        """What holds the memory of `x`: the array itself, or what it is a view of."""
+        raise NotImplementedError
+
+    def overlap(self, x: Array, y: Array) -> bool:
+        """Whether two arrays with one owner may have elements in common: the bounds of their
+        memory overlap."""
+        raise NotImplementedError
+
     def first_outside(
         self, x: Array, low: float, high: float
     ) -> tuple[tuple[int, ...], float] | None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop import nn, optim
+from gpubackprop import nn, optim, testing
+from gpubackprop.autograd.changes import Changes
 from gpubackprop.errors import DTypeError, GradientError, ShapeError
 
 
@@ -90,6 +91,110 @@ def test_values_that_were_moved_before_the_change_are_still_good():
     optimizer.zero_grad()
     cost.backward()
     assert w.grad.item() == 6.0
+
+
+def transposed(w):
+    return gb.ones((3, 2)) @ w.T
+
+
+def indexed(w):
+    return w[0].exp() * 2.0 + w[0] ** 2
+
+
+def reshaped_twice(w):
+    return w.reshape(2, 1).T ** 2
+
+
+def detached(w):
+    return w * w.detach()
+
+
+@pytest.mark.parametrize("change", [step, fill, load, subtract, initialise])
+@pytest.mark.parametrize("use", [transposed, indexed, reshaped_twice, detached])
+def test_a_derivative_from_a_view_of_a_changed_parameter_is_refused(use, change):
+    w = nn.Parameter([[1.0, 2.0]])
+    x = leaf(np.ones((1, 2)))
+    optimizer = optim.SGD([w], lr=0.1)
+    stale = (use(w) * x.sum()).exp().sum() if use is not transposed else (x @ w.T).sum()
+    change(w, optimizer)
+    with pytest.raises(GradientError, match=r"in place, with the tensor of shape \(1, 2\)"):
+        stale.backward()
+
+
+@pytest.mark.parametrize("change", [fill, load, subtract, initialise])
+def test_a_derivative_that_reads_a_changed_frozen_parameter_is_refused(change):
+    w = nn.Parameter([[1.0, 2.0]], requires_grad=False)
+    x = leaf(np.ones((3, 2)))
+    stale = nn.functional.linear(x, w).sum()
+    change(w, None)
+    with pytest.raises(GradientError, match=r"linear: .*\(1, 2\) was changed in place"):
+        stale.backward()
+    nn.functional.linear(x, w).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), np.broadcast_to(w.numpy(), (3, 2)))
+
+
+def test_a_window_on_a_frozen_parameter_is_seen():
+    w = nn.Parameter(np.ones((1, 4, 2)), requires_grad=False)
+    x = leaf(np.ones((1, 3, 2, 2)))
+    seen = gb.autograd.apply(
+        gb.autograd.REGISTRY["windows"], w, kernel=(2,), stride=(1,), dilation=(1,)
+    )
+    stale = (x * seen).sum()
+    w.copy_(np.zeros(w.shape))
+    with pytest.raises(GradientError, match=r"multiply: .*shape \(1, 4, 2\) that holds it"):
+        stale.backward()
+
+
+def test_a_neighbour_in_memory_may_change():
+    w, v = nn.Parameter([3.0, 1.0]), nn.Parameter([2.0])
+    optimizer = optim.SGD([w, v], lr=0.1)  # both lie in one buffer now
+    cost = (w * w).sum()
+    v.copy_([5.0])
+    cost.backward()
+    np.testing.assert_array_equal(w.grad.numpy(), [6.0, 2.0])
+    assert optimizer is not None
+
+
+def test_averages_that_move_between_evaluation_and_its_derivative():
+    layer = nn.BatchNorm1d(2).eval()
+    x = leaf(np.ones((3, 2)))
+    stale = (layer(x) ** 2).sum()
+    layer.train()(gb.ones((3, 2)))
+    with pytest.raises(GradientError, match="changed in place"):
+        stale.backward()
+    layer(x).sum().backward()
+    layer(layer(x)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "place", [p for p in testing.backends() if p.backend], ids=lambda p: p.name
+)
+def test_changes_are_seen_on_every_device(place):
+    w = nn.Parameter(np.ones((1, 2)), requires_grad=False, device=place.backend)
+    x = gb.tensor(np.ones((3, 2)), device=place.backend).requires_grad_()
+    stale = (x @ w.T).sum()
+    w.copy_(np.zeros(w.shape))
+    with pytest.raises(GradientError, match="matmul: .* changed in place"):
+        stale.backward(gb.ones((), dtype=np.float64, device=place.backend))
+
+
+def test_training_looks_for_no_changes(monkeypatch):
+    model = nn.Linear(2, 1)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.setattr(Changes, "by_owner", lambda self: pytest.fail("it looked"))
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(gb.ones((3, 2))).sum().backward()
+        optimizer.step()
+
+
+def test_tensors_that_are_gone_are_forgotten():
+    changes = Changes()
+    w = nn.Parameter([1.0])
+    changes.note(w)
+    assert len(changes._tensors) == 1
+    del w
+    assert len(changes._tensors) == 0
 
 
 # Augmented assignment.

@@ -23,7 +23,7 @@ _FUNCTIONS = {
     *Primitives.__annotations__,
     *("all", "any", "argmax", "argmin", "argsort", "broadcast_to", "clip", "cumsum"),
     *("einsum", "empty", "flip", "full", "matmul", "ones", "prod", "sum", "take_along_axis"),
-    *("where", "zeros", "arange", "ascontiguousarray", "concatenate", "take"),
+    *("may_share_memory", "where", "zeros", "arange", "ascontiguousarray", "concatenate", "take"),
 }
 _METHODS = {"astype", "copy", "fill", "max", "min", "reshape", "sum", "transpose"}
 
@@ -44,6 +44,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     size = property(lambda self: self.on_host.size)
     dtype = property(lambda self: self.on_host.dtype)
     flags = property(lambda self: self.on_host.flags)
+    base = property(lambda self: self.on_host)  # CuPy's is None for an array that is no view
     strides = property(lambda self: self.on_host.strides)
     T = property(lambda self: self.device.wrap(self.on_host.T))
     __cuda_array_interface__ = property(lambda self: {"shape": self.shape})
