@@ -235,6 +235,25 @@ COMPOSITES = {
         lambda K, dy, x, w, m, r: K.layer_norm_backward(dy, x, w, m, r, 1),
         [ROWS, ROWS, (3,), (4, 1), (4, 1)],
     ),
+    "batch_norm": (lambda K, x, w, b: K.batch_norm(x, w, b, 1e-3), [ROWS, (3,), (3,)]),
+    "batch_norm_backward": (
+        lambda K, *arrays: K.batch_norm_backward(*arrays),
+        [ROWS, ROWS, (3,), (3,), (3,), (3,), (3,)],
+    ),
+    "scale_shift": (lambda K, x, w, b: K.scale_shift(x, w, b), [ROWS, (3,), (3,)]),
+    "group_norm": (
+        lambda K, x, w, b: K.group_norm(x, w, b, 2, 1e-3),
+        [(2, 3, 4), (4,), (4,)],
+    ),
+    "group_norm_backward": (
+        lambda K, *arrays: K.group_norm_backward(*arrays, 2),
+        [(2, 3, 4), (2, 3, 4), (4,), (2, 2), (2, 2)],
+    ),
+    "rms_norm": (lambda K, x, w: K.rms_norm(x, w, 1, 1e-3), [ROWS, (3,)]),
+    "rms_norm_backward": (
+        lambda K, *arrays: K.rms_norm_backward(*arrays, 1),
+        [ROWS, ROWS, (3,), (4, 1)],
+    ),
     "dropout": (lambda K, x: K.dropout(x, 0.4, 3, 1, 0)[0], [ROWS]),
     "dropout_backward": (lambda K, dy: K.dropout_backward(dy, mask(), 0.4), [ROWS]),
 }
