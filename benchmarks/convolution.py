@@ -1,6 +1,6 @@
 """A convolution and its two gradients beside PyTorch's, kernel by kernel.
 
-    python -m benchmarks.convolution [--only 13x13x32-64] [--rounds 7]
+    python -m benchmarks.convolution [--only 13x13x32-64] [--direction forward] [--rounds 7]
 
 A workload is named height x width x channels-outputs; kernels are 3 x 3 unless the name says
 otherwise, batches of 128. A step is one call. PyTorch runs on two threads, in both of its layouts.
@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=WORKLOADS)
+    parser.add_argument("--direction", choices=DIRECTIONS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2)
     options = parser.parse_args(argv)
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         interleave.serve(steps[direction], {})
         return 0
     for shape in [options.only] if options.only else WORKLOADS:
-        for direction in DIRECTIONS:
+        for direction in [options.direction] if options.direction else DIRECTIONS:
             results, absent = interleave.run(
                 "benchmarks.convolution",
                 f"{shape} {direction}",

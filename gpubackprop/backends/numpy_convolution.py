@@ -10,6 +10,7 @@ The fast paths are for arrays of one dtype, float32 or float64; all else runs th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -180,8 +181,12 @@ def _geometry(
         return None
     if x.shape[-1] != weight[1] * groups:
         return None
-    g = Geometry(x.shape[1:-1], weight[2:], stride, padding, dilation)
+    g = _sizes(x.shape[1:-1], weight[2:], stride, padding, dilation)
     return g if g.rows else None
+
+
+# A network asks for the same few in every step.
+_sizes = functools.lru_cache(maxsize=1024)(Geometry)
 
 
 def _alike(x: np.ndarray, *others: np.ndarray | None) -> bool:

@@ -8,6 +8,7 @@ lie behind one another in memory.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ class Geometry:
         """Whether the columns are the image itself, but for a stride."""
         return self.places == 1 and self.padded == self.spatial
 
+    @functools.cached_property
     def with_an_axis(self) -> Geometry:
         """The same with a further spatial axis in front, of one pixel."""
         one = (1,)
@@ -117,7 +119,7 @@ class Columns:
         # matrix is then built transposed, (kernel * C, out), which a product takes as readily.
         run = channels // groups * geometry.kernel[-1]
         self.along_image = groups == 1 and run < min(SHORT_RUN, geometry.out[-1])
-        g = geometry.with_an_axis() if self.along_image or len(geometry.out) == 1 else geometry
+        g = geometry.with_an_axis if self.along_image or len(geometry.out) == 1 else geometry
         self.geometry, self.groups, self.channels = g, groups, channels // groups
         self.kernel_rows = g.kernel[0]
         self.width = math.prod(g.kernel[1:]) * self.channels
@@ -138,8 +140,8 @@ class Columns:
         n, inner = len(x), len(g.out) - 1
         part = self.padded.fill(x.reshape(n, *g.spatial, -1))
         sets, groups = len(self.remainders), self.groups
-        shape = (sets, groups, n, self.height, self.along, self.width)
-        self.filled = self.memory[: math.prod(shape)].reshape(shape)
+        full = (sets, groups, n, self.height, self.along, self.width)
+        self.filled = self.memory[: math.prod(full)].reshape(full)
         for i, remainder in enumerate(self.remainders):
             rows = part[:, remainder :: g.stride[0]]
             # Windows over the inner axes only.
@@ -152,10 +154,10 @@ class Columns:
                 np.copyto(self.filled.reshape(turned.shape), turned)
                 continue
             # The axis of the groups is split off the channels and moved to the front.
-            shape = (groups, *shape[:-1], self.channels)
+            split = (groups, *shape[:-1], self.channels)
             strides = (self.channels * rows.strides[-1], *strides)
-            seen = np.lib.stride_tricks.as_strided(rows, shape, strides)
-            np.copyto(self.filled[i, :, :, : rows.shape[1]].reshape(shape), seen)
+            seen = np.lib.stride_tricks.as_strided(rows, split, strides)
+            np.copyto(self.filled[i, :, :, : rows.shape[1]].reshape(split), seen)
 
     def at(self, k: int) -> np.ndarray:
         """(groups, images, out, width): what the windows see at row k of the kernel."""

@@ -9,6 +9,7 @@ channels-last one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -242,6 +243,21 @@ def check_groups(name: str, groups: int, **channels: int) -> int:
     return int(groups)
 
 
+def _key(value: Any) -> Any:
+    """A setting that can be looked up: lists as tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+@functools.lru_cache(maxsize=1024, typed=True)  # a layer has the same ones in every step
+def _settings(
+    name: str, kernel: tuple[int, ...], stride: Size, padding: Size | str, dilation: Size
+) -> tuple[tuple[int, ...], Pairs, tuple[int, ...]]:
+    """Stride, zeros and dilation of each spatial axis."""
+    n = len(kernel)
+    strides, dilations = sizes(name, "stride", stride, n), sizes(name, "dilation", dilation, n)
+    return strides, pairs(name, padding, kernel, strides, dilations), dilations
+
+
 # The work.
 
 
@@ -259,7 +275,8 @@ def _conv(
 ) -> Tensor:
     _check_axes(name, "weight", weight, n, "(out, in / groups, *kernel)", (n + 2,))
     groups = check_groups(name, groups)
-    strides, dilations = sizes(name, "stride", stride, n), sizes(name, "dilation", dilation, n)
+    settings = (_key(stride), _key(padding), _key(dilation))
+    strides, zeros, dilations = _settings(name, weight.shape[2:], *settings)
     x = _inward(name, input, n, channels_last)
     _check_channels(name, input, x, weight, weight.shape[1] * groups, channels_last)
     y = apply(
@@ -268,7 +285,7 @@ def _conv(
         weight,
         bias,
         stride=strides,
-        padding=pairs(name, padding, weight.shape[2:], strides, dilations),
+        padding=zeros,
         dilation=dilations,
         groups=groups,
     )

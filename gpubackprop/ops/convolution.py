@@ -7,6 +7,7 @@ argument: the rules below are the complete list.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ def _check_taken(name: str, x: Spec, weight: Spec, groups: int) -> None:
         )
 
 
+@functools.lru_cache(maxsize=1024)  # a network asks about the same few sizes in every step
 def _counts(
     name: str, spatial: Shape, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape
 ) -> Shape:

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from benchmarks import interleave, mlp, operation_cost
+from benchmarks import convolution, interleave, mlp, operation_cost
 
 
 def rates(out: str) -> dict[str, float]:
@@ -37,6 +37,15 @@ def test_cost_of_an_operation(capsys):
     assert operation_cost.main(["--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert out.count("gb-eager") == 3 and rates(out)["gb-eager"] > 1000
+
+
+def test_convolutions(capsys):
+    arguments = ["--only", "8x8x64-64", "--direction", "forward", "--rounds", "1"]
+    assert convolution.main([*arguments, "--seconds", "0.02"]) == 0
+    out = capsys.readouterr().out
+    assert rates(out)["gb-numpy"] > 1
+    for name in convolution.CONTENDERS:
+        assert name in rates(out) or f"{name:<26}absent: " in out
 
 
 def test_ratios_are_taken_round_by_round():
