@@ -29,6 +29,7 @@ LAZY = (
     "safetensors",
     "tqdm",
     "cupy",
+    "PIL",
     "ml_dtypes",
     "numba",
     "matplotlib",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
+import numpy as np
+
 from gpubackprop import recipes
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
@@ -16,8 +18,8 @@ from gpubackprop.cli.parser import (
     print_json,
     whole_number,
 )
-from gpubackprop.cli.runs import load_run
-from gpubackprop.data import DataLoader
+from gpubackprop.cli.runs import check_data, load_run
+from gpubackprop.data import DATASETS, DataLoader, Dataset, Subset
 from gpubackprop.recipes.build import build_loss
 from gpubackprop.training import evaluate
 
@@ -41,10 +43,11 @@ def run(options: argparse.Namespace) -> int:
     trained = load_run(options.run, backend)
     recipe = trained.recipe
     data = recipes.load_data(recipe, options.data_dir or trained.data_dir)
-    recipes.build_model(
-        recipe, data.input_shape, data.classes
-    )  # they may not be the data of the run
-    part = data.test if options.part == "test" else data.train
+    check_data(trained, data)
+    part: Dataset = data.test if options.part == "test" else data.train
+    if options.part == "train" and DATASETS[recipe.data.name].tokens:
+        # Every window would count each character as often as a window has places.
+        part = Subset(part, np.arange(0, len(part), data.input_shape[0]))
     loader = DataLoader(part, options.batch_size or recipe.train.eval_batch_size)
     found = evaluate(
         trained.model,

@@ -17,7 +17,7 @@ from gpubackprop.autograd import Tensor, no_grad
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.cli.parser import Parser, add_data_dir, add_device, add_json, note, whole_number
-from gpubackprop.cli.runs import Run, fit_inputs, load_run
+from gpubackprop.cli.runs import Run, check_data, fit_inputs, load_run
 from gpubackprop.data import DATASETS, ArrayDataset, DataLoader, read_csv, read_idx, read_npz
 from gpubackprop.data.pictures import ENDINGS, Pictures, pictures_in
 from gpubackprop.errors import ConfigError, DataError
@@ -94,11 +94,7 @@ def _inputs(options: argparse.Namespace, trained: Run) -> np.ndarray[Any, Any]:
     """The samples as the network takes them."""
     if options.data is None:
         data = recipes.load_data(trained.recipe, options.data_dir or trained.data_dir)
-        if data.input_shape != trained.input_shape:
-            raise ConfigError(
-                f"the data {trained.recipe.data.name!r} have inputs of shape "
-                f"{list(data.input_shape)}, the network takes {list(trained.input_shape)}"
-            )
+        check_data(trained, data)
         return data.test.array("input")
     path = Path(options.data)
     if path.is_dir() or path.suffix.lower() in ENDINGS:
@@ -123,8 +119,8 @@ def _inputs(options: argparse.Namespace, trained: Run) -> np.ndarray[Any, Any]:
         raw = read_idx(path)
     else:
         raise ConfigError(
-            f"{path}: the ending tells the format; allowed: .csv, .tsv, .txt, .npz, and IDX files "
-            "such as t10k-images-idx3-ubyte, each but .npz also with .gz"
+            f"{path}: the ending tells the format; allowed: .csv, .tsv, .txt, .npz, IDX files such "
+            "as t10k-images-idx3-ubyte, each but .npz also with .gz, and pictures such as .png"
         )
     return fit_inputs(trained, raw, str(path))
 

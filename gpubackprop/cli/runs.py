@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import nn, recipes
-from gpubackprop.data import ArrayDataset, DataSplit, Scaling
+from gpubackprop.data import DATASETS, ArrayDataset, DataSplit, Scaling
 from gpubackprop.errors import CheckpointError, ConfigError, DataError
 from gpubackprop.recipes import Recipe
 from gpubackprop.training.checkpoint import MANIFEST, Checkpoint, CheckpointFolder
@@ -136,6 +136,22 @@ def _rebuild(path: Path, checkpoint: Checkpoint, device: Any) -> Run:
         data_dir=data_dir if isinstance(data_dir, str) else None,
         step=int(checkpoint.meta["progress"]["step"]),
     )
+
+
+def check_data(run: Run, data: DataSplit) -> None:
+    """Raise ConfigError where data are not of the kind that a run's network was trained on."""
+    name = run.recipe.data.name
+    if data.input_shape != run.input_shape:
+        raise ConfigError(
+            f"the data {name!r} have inputs of shape {list(data.input_shape)}, the network takes "
+            f"{list(run.input_shape)}"
+        )
+    if data.classes != run.classes or data.class_names != run.class_names:
+        what = "characters" if DATASETS[name].tokens else "classes"
+        raise ConfigError(
+            f"the data {name!r} from {data.source} have other {what} than those that the network "
+            f"in {run.path} was trained on; give the folder of those with --data-dir"
+        )
 
 
 def fit_inputs(run: Run, inputs: np.ndarray[Any, Any], source: str) -> np.ndarray[Any, Any]:

@@ -178,6 +178,8 @@ def find_pictures(folder: Path) -> tuple[list[str], dict[str, list[Path]]]:
             )
         pictures = {}
         for name in classes:
+            if any("\ud800" <= c <= "\udfff" for c in name):
+                raise DataError(f"{folder}: the name of the folder {name!r} is not valid UTF-8")
             pictures[name] = pictures_in(folder / name)
             if not pictures[name]:
                 raise DataError(

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from gpubackprop import nn
 from gpubackprop.autograd import Tensor
 from gpubackprop.backends import get_backend
@@ -296,10 +298,7 @@ def _watch(recipe: Recipe, data: DataSplit) -> tuple[Dataset, Dataset]:
     if not share:
         return data.train, data.test
     if DATASETS[recipe.data.name].tokens:
-        raise recipe.place("train").error(
-            "the windows of a text overlap, so no share of them can be set aside: leave validation "
-            "out, and the end of the text is watched (its share is test_fraction in [data])"
-        )
+        return _watch_the_end(recipe, data.train, share, data.input_shape[0])
     labels = data.train.array("target") if data.classes is not None else None
     if labels is not None and labels.ndim > 1:
         labels = labels.argmax(axis=1)
@@ -311,6 +310,20 @@ def _watch(recipe: Recipe, data: DataSplit) -> tuple[Dataset, Dataset]:
             f"validation = {share:g} of {len(data.train)} samples leaves a part empty"
         )
     return Subset(data.train, kept), Subset(data.train, watched)
+
+
+def _watch_the_end(
+    recipe: Recipe, windows: Dataset, share: float, context: int
+) -> tuple[Dataset, Dataset]:
+    """The windows of a text to train on, and those of its end, which share no character with them
+    and follow each other."""
+    cut = round(len(windows) * (1.0 - share))
+    if cut <= context or cut >= len(windows):
+        raise recipe.place("train").error(
+            f"validation = {share:g} of {len(windows):,} windows leaves a part empty"
+        )
+    kept, watched = np.arange(cut - context), np.arange(cut, len(windows), context)
+    return Subset(windows, kept), Subset(windows, watched)
 
 
 def _check_numbers(recipe: Recipe, data: DataSplit) -> None:

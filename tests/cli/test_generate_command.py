@@ -100,8 +100,13 @@ def test_evaluate_and_predict_on_a_run_of_a_text(run, here):
     stored = json.loads((folder / "result.json").read_text())
     assert found["loss"] == pytest.approx(stored["test_loss"])
     assert found["accuracy"] == pytest.approx(stored["test_accuracy"])
+    train_part = json.loads(run("evaluate", folder, "--part", "train", "--json").out)
+    assert train_part["samples"] == -(-(int(len(VERSE) * 20 * 0.8) - 8) // 8)
     outcome = run("predict", folder, "--device", "cpu")
     assert outcome.status == 2 and "run gpubackprop generate" in outcome.error
+    (here / "verse.txt").write_text(VERSE.replace("c", "k") * 20)
+    outcome = run("evaluate", folder, "--device", "cpu")
+    assert outcome.status == 2 and "have other characters than those" in outcome.error
 
 
 def test_predict_takes_grey_pictures_without_an_axis_of_channels(run, here):

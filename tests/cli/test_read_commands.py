@@ -120,7 +120,8 @@ def test_predict_files_of_raw_samples(run, trained, here):
     ("name", "arguments", "words"),
     [
         ("absent.csv", [], "no such file"),
-        ("a.png", [], "the ending tells the format"),
+        ("a.dat", [], "the ending tells the format"),
+        ("a.png", [], "which are no square pictures"),
         ("wide.csv", [], "samples of shape [3] (float64), but the network"),
         ("nan.npz", [], "not a finite number"),
         ("two.npz", [], "give --array; it holds p, q"),
@@ -139,7 +140,8 @@ def test_samples_that_do_not_fit(run, trained, here, name, arguments, words):
     np.savez(here / "text.npz", x=np.array([["a", "b"]]))
     np.savez(here / "none.npz", x=np.zeros((0, 2)))
     (here / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
-    (here / "a.png").write_bytes(b"\x89PNG")
+    for name_of_none in ("a.png", "a.dat"):
+        (here / name_of_none).write_bytes(b"\x89PNG")
     outcome = run("predict", trained / "two-moons", name, *arguments)
     assert outcome.status in (1, 2) and words in outcome.error
     assert outcome.out == ""

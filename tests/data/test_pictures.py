@@ -237,3 +237,13 @@ def test_without_pillow_the_error_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with data_error("needs the package Pillow", "gpubackprop[images]"):
         load("image-folder", folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes are of POSIX systems")
+def test_a_name_that_is_no_text(folder: Path, data_error: Any) -> None:
+    try:
+        os.mkdir(os.fsencode(folder) + b"/\xff")
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with data_error("is not valid UTF-8"):
+        load("image-folder", folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -90,15 +92,25 @@ IMAGE = {
 }
 
 
+TEXT = {
+    "gpt": ", layers=1, heads=2, width=6",
+    "recurrent-lm": ", embedding=3, hidden=5",
+}
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_layer_is_built_and_counted(kind):
-    needed = {"linear": ", units=5"} | IMAGE
+    needed = {"linear": ", units=5"} | IMAGE | TEXT
     made = recipe(f"model.layers=[{{kind='{kind}'{needed.get(kind, '')}}}]")
     shape = (7, 6, 4) if kind in IMAGE else (3,) if kind != "flatten" else (3, 4)
-    plan = plan_model(made, shape)
-    model = recipes.build_model(made, shape)
+    if kind in TEXT:  # the classes of the plane's data are not those of characters
+        made = dataclasses.replace(made, data=dataclasses.replace(made.data, name="text"))
+    classes = 4 if kind in TEXT else None
+    plan = plan_model(made, shape, classes)
+    model = recipes.build_model(made, shape, classes)
     assert sum(p.size for p in model.parameters()) == plan.parameters
     x = tensor(np.full((2, *shape), 0.5, np.float32))
+    x = tensor(np.ones((2, *shape), np.int64)) if kind in TEXT else x
     assert model.eval()(x).shape == (2, *plan.shapes[-1])
 
 

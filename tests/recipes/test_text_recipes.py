@@ -96,7 +96,7 @@ def test_layers_for_texts_want_texts():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.validation=0.1", r"\[train\]: the windows of a text overlap"),
+        ("train.validation=0.999", r"\[train\]: validation = 0.999 of .* leaves a part empty"),
         ("loss.name=mse", r"\[loss\]: mse"),
         ("loss.name=quadratic", r"\[loss\]: quadratic cannot compare sequences"),
         ("augment.crop=1", r"\[augment\]: .*pictures"),
@@ -139,6 +139,17 @@ def test_evaluation_counts_each_character_once(verse, size):
     assert found.samples == len(whole)
 
 
+def test_the_end_of_the_training_part_is_watched(verse):
+    made = small(GPT, "train.validation=0.25", "train.keep_best=true")
+    job = recipes.build(made, data_dir=verse)
+    kept, watched = job.loader.dataset, job.validation.dataset
+    # Windows take in the character after them, which they guess.
+    assert kept.indices[-1] + 8 < watched.indices[0]
+    assert (np.diff(watched.indices) == 8).all()
+    assert watched.indices[0] == round(len(job.data.train) * 0.75)
+    make_trainer(job).fit(2)
+
+
 @pytest.mark.parametrize("table", [GPT + ", dropout=0.1", LSTM + ", dropout=0.1"])
 def test_a_run_resumes_bit_for_bit(verse, table):
     made = small(table)
@@ -157,7 +168,8 @@ def test_a_run_resumes_bit_for_bit(verse, table):
     }
 
 
-# Without biases: that of the keys has a gradient of zero but for rounding, and Adam makes steps of it.
+# Without biases: that of the keys has a gradient of zero but for rounding, which Adam makes steps
+# of.
 @pytest.mark.parametrize("table", [GPT + ", bias=false", LSTM])
 def test_one_network_on_two_backends(verse, table):
     from gpubackprop.inspect.runs import compare_devices
