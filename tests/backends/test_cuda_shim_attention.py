@@ -112,3 +112,12 @@ def test_few_blocks_cover_many_tiles(backend, monkeypatch):
     compare(backend, "attention", "few blocks", (q, k, k, None), {}, np.float64)
     args = (q, q, k, k, None, q, q[..., 0])
     compare(backend, "attention_backward", "few blocks", args, {}, np.float64)
+
+
+def test_the_offset_may_live_on_the_device(backend):
+    q = fill((1, 2, 5, 4), 1)
+    place = {"p": 0.5, "seed": 3, "stream": 4}
+    expected = AttentionKernels.attention(NUMPY, q, q, q, offset=2**40, **place)
+    found = backend.attention(q, q, q, offset=np.array(2**40, np.uint64), **place)
+    for got, want in zip(found, expected, strict=True):
+        testing.require_close("offset", got, want, 1e-12)

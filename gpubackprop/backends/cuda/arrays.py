@@ -10,13 +10,21 @@ import numpy as np
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.cuda import sources
 from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.philox import check_seed
 from gpubackprop.backends.primitives import Array
+
+_OFFSET = 0xFFFFFFFFFFFFFFFF
 
 
 @functools.cache
 def cpp_float(dtype: np.dtype) -> str | None:
     """The C++ type of a float dtype that the kernels know."""
     return sources.FLOATS.get(dtype.name)
+
+
+def threshold_of(p: float) -> int:
+    """A word below this number means true, with probability `p` < 1."""
+    return min(round(p * 2**32), 2**32 - 1)
 
 
 class DeviceArrays(ArrayBackend):
@@ -43,3 +51,11 @@ class DeviceArrays(ArrayBackend):
 
     def _all_packed(self, *arrays: Array | None) -> list[Array | None]:
         return [None if a is None else self._packed(a) for a in arrays]
+
+    def _place(self, seed: int, stream: int, offset: Any) -> tuple[Any, ...]:
+        """The last arguments of the kernels that draw. An offset on the device (uint64) survives
+        the capture into a graph."""
+        seed = check_seed(seed)
+        if self._is_array(offset):
+            return seed, stream, offset, 0
+        return seed, stream, None, int(offset) & _OFFSET

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cuda.arrays import DeviceArrays
+from gpubackprop.backends.cuda.arrays import DeviceArrays, threshold_of
 from gpubackprop.backends.cuda.geometry import Launch
 from gpubackprop.backends.primitives import Array
 
@@ -119,11 +119,11 @@ class CudaAttention(DeviceArrays):
                 steps[-axis] = step if mask.shape[-axis] > 1 else 0
                 step *= mask.shape[-axis]
             masks = (mask, None) if mask.dtype == np.bool_ else (None, mask)
-        # As in bernoulli. A weight below 0 says that nothing is dropped.
-        threshold = min(round((1.0 - p) * 2**32), 2**32 - 1)
+        # A weight below 0 says that nothing is dropped.
+        threshold = threshold_of(1.0 - p)
         weight = -1.0 if not p else 0.0 if p >= 1.0 else 1.0 / (1.0 - p)
         sizes = (*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3])
-        drop = (threshold, weight, seed, stream, offset)
+        drop = (threshold, weight, *self._place(seed, stream, offset))
         return masks, (*sizes, *steps, int(causal), past, scale, *drop)
 
 

@@ -24,6 +24,7 @@ from gpubackprop.backends.array_backend import is_basic_key, sole_index_axis
 from gpubackprop.backends.base import Numerics, kernel_names
 from gpubackprop.backends.composites import normalize_axes
 from gpubackprop.backends.cuda import geometry, sources
+from gpubackprop.backends.cuda.arrays import threshold_of
 from gpubackprop.backends.cuda.attention import CudaAttention
 from gpubackprop.backends.cuda.convolution import CudaConvolution
 from gpubackprop.backends.cuda.fused import FusedKernels
@@ -34,10 +35,9 @@ from gpubackprop.backends.cuda.norms import CudaNorm
 from gpubackprop.backends.cuda.recurrent import CudaRecurrent
 from gpubackprop.backends.cuda.updates import FusedUpdates
 from gpubackprop.backends.memory import MemoryMeter
-from gpubackprop.backends.philox import WORDS_PER_BLOCK, check_seed
+from gpubackprop.backends.philox import WORDS_PER_BLOCK
 from gpubackprop.backends.primitives import Array, DType, Shape
 
-_OFFSET = 0xFFFFFFFFFFFFFFFF
 # Kernels of the contract that touch no memory of the device.
 _HOST_ONLY = {"count", "detach"}
 
@@ -120,7 +120,7 @@ class CUDABackend(
             out.fill(True)
         elif out.size:
             place = self._place(seed, stream, offset)
-            threshold = _threshold(p)
+            threshold = threshold_of(p)
             self.kernels.launch(
                 "bernoulli", (), self._words(out.size), out, out.size, threshold, *place
             )
@@ -144,7 +144,7 @@ class CUDABackend(
         if x.size:
             scale = 0.0 if p >= 1.0 else 1.0 / (1.0 - p)
             place = self._place(seed, stream, offset)
-            threshold = _threshold(1.0 - p)
+            threshold = threshold_of(1.0 - p)
             self.kernels.launch(
                 "dropout",
                 (element,),
@@ -161,14 +161,6 @@ class CUDABackend(
 
     def _words(self, n: int) -> geometry.Launch:
         return geometry.over(-(-n // WORDS_PER_BLOCK))
-
-    def _place(self, seed: int, stream: int, offset: Any) -> tuple[Any, ...]:
-        """The last arguments of the kernels that draw. An offset on the device (uint64) survives
-        the capture into a graph."""
-        seed = check_seed(seed)
-        if self._is_array(offset):
-            return seed, stream, offset, 0
-        return seed, stream, None, int(offset) & _OFFSET
 
     # Functions that CuPy lacks.
     def erf(self, x: Array, out: Array | None = None) -> Array:
@@ -306,11 +298,6 @@ class CUDABackend(
         if bias is None:
             return y
         return self.add(y, bias, out=y) if bias.dtype == y.dtype else self.add(y, bias)
-
-
-def _threshold(p: float) -> int:
-    """A word below this number means true, with probability `p` < 1."""
-    return min(round(p * 2**32), 2**32 - 1)
 
 
 def _without(shape: Shape, axis: int) -> Shape:

@@ -4,26 +4,6 @@
 //
 // Arrays are (batches, heads, length, features); `groups` heads of keys serve heads / groups heads of queries each.
 
-// Philox4x32-10 as in philox.cu: which of the four words of a block is below the threshold.
-__device__ __forceinline__ bool kept(u64 word, u32 threshold, u64 seed, u32 stream, u64 offset) {
-  u64 counter = offset + (word >> 2);
-  u32 c0 = (u32)counter, c1 = (u32)(counter >> 32), c2 = stream, c3 = 0;
-  u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    u64 p0 = (u64)0xD2511F53u * c0, p1 = (u64)0xCD9E8D57u * c2;
-    c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
-    c1 = (u32)p1;
-    c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
-    c3 = (u32)p0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  u32 lane = (u32)(word & 3);
-  u32 bits = lane == 0 ? c0 : lane == 1 ? c1 : lane == 2 ? c2 : c3;
-  return bits < threshold;
-}
-
 // What decides over a weight beside its score.
 template <typename T> struct Rule {
   typedef typename Wide<T>::type W;
@@ -47,7 +27,9 @@ template <typename T> struct Rule {
   __device__ W factor(i64 b, i64 h, i64 i, i64 j) const {
     if (weight < 0.0) return W(1);
     i64 width = (keys + 3) / 4 * 4;
-    return kept((u64)(((b * heads + h) * queries + i) * width + j), threshold, seed, stream, offset) ? (W)weight : W(0);
+    u64 number = (u64)(((b * heads + h) * queries + i) * width + j);
+    Block block = philox(offset + (number >> 2), stream, seed);
+    return block.word[number & 3] < threshold ? (W)weight : W(0);
   }
 };
 
@@ -74,14 +56,14 @@ template <typename T>
 __global__ void attention(const T* q, const T* k, const T* v, const bool* seen, const T* bias, T* y,
                           typename Wide<T>::type* lse, i64 batches, i64 heads, i64 groups, i64 queries, i64 keys, int d, int dv,
                           i64 step_b, i64 step_h, i64 step_i, i64 step_j, int causal, i64 past, double scale, u32 threshold,
-                          double weight, u64 seed, u32 stream, u64 offset) {
+                          double weight, u64 seed, u32 stream, const u64* place, u64 offset) {
   typedef typename Wide<T>::type W;
   constexpr int FEATURES = Limit<W>::FEATURES, COUNT = Limit<W>::FORWARD, ROWS = 8 * COUNT, PIECES = FEATURES / 32;
   __shared__ W rows[ROWS][FEATURES];
   __shared__ W tile[32][FEATURES + 1];  // one more, so that lanes do not meet in a bank
   __shared__ W weights[ROWS][32];
-  Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed, offset,
-                  scale, weight};
+  Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed,
+                  given(place, offset), scale, weight};
   int lane = threadIdx.x % 32, own = threadIdx.x / 32 * COUNT;
   i64 tiles = (queries + ROWS - 1) / ROWS;
   W nowhere = log(W(0));
@@ -137,16 +119,15 @@ template <typename T>
 __global__ void attention_queries(const T* dy, const T* q, const T* k, const T* v, const bool* seen, const T* bias, const T* y,
                                   const typename Wide<T>::type* lse, T* dq, typename Wide<T>::type* inner, i64 batches, i64 heads,
                                   i64 groups, i64 queries, i64 keys, int d, int dv, i64 step_b, i64 step_h, i64 step_i, i64 step_j,
-                                  int causal, i64 past, double scale, u32 threshold, double weight, u64 seed, u32 stream,
-                                  u64 offset) {
+                                  int causal, i64 past, double scale, u32 threshold, double weight, u64 seed, u32 stream, const u64* place, u64 offset) {
   typedef typename Wide<T>::type W;
   constexpr int FEATURES = Limit<W>::FEATURES, COUNT = Limit<W>::BACKWARD, ROWS = 8 * COUNT, PIECES = FEATURES / 32;
   __shared__ W rows[ROWS][FEATURES];
   __shared__ W out[ROWS][FEATURES];
   __shared__ W tile[32][FEATURES + 1];
   __shared__ W slopes[ROWS][32];
-  Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed, offset,
-                  scale, weight};
+  Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed,
+                  given(place, offset), scale, weight};
   int lane = threadIdx.x % 32, own = threadIdx.x / 32 * COUNT;
   i64 tiles = (queries + ROWS - 1) / ROWS;
   for (i64 t = blockIdx.x; t < batches * heads * tiles; t += gridDim.x) {
@@ -199,8 +180,7 @@ template <typename T>
 __global__ void attention_keys(const T* dy, const T* q, const T* k, const T* v, const bool* seen, const T* bias,
                                const typename Wide<T>::type* lse, const typename Wide<T>::type* inner, T* dk, T* dv_out,
                                i64 batches, i64 heads, i64 groups, i64 queries, i64 keys, int d, int dv, i64 step_b, i64 step_h,
-                               i64 step_i, i64 step_j, int causal, i64 past, double scale, u32 threshold, double weight, u64 seed,
-                               u32 stream, u64 offset) {
+                               i64 step_i, i64 step_j, int causal, i64 past, double scale, u32 threshold, double weight, u64 seed, u32 stream, const u64* place, u64 offset) {
   typedef typename Wide<T>::type W;
   constexpr int FEATURES = Limit<W>::FEATURES, COUNT = Limit<W>::BACKWARD, ROWS = 8 * COUNT, PIECES = FEATURES / 32;
   __shared__ W rows[ROWS][FEATURES];
@@ -208,8 +188,8 @@ __global__ void attention_keys(const T* dy, const T* q, const T* k, const T* v, 
   __shared__ W tile[32][FEATURES + 1];
   __shared__ W weights[ROWS][32];
   __shared__ W slopes[ROWS][32];
-  Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed, offset,
-                  scale, weight};
+  Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed,
+                  given(place, offset), scale, weight};
   int lane = threadIdx.x % 32, own = threadIdx.x / 32 * COUNT;
   i64 tiles = (keys + ROWS - 1) / ROWS, share = heads / groups;
   for (i64 t = blockIdx.x; t < batches * groups * tiles; t += gridDim.x) {

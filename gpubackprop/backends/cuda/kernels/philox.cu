@@ -1,26 +1,4 @@
-// Philox4x32-10 (Salmon et al. 2011) and the kernels that draw from it. The same words as gpubackprop/backends/philox.py:
-// key = seed, counter = (offset low, offset high, stream, 0), word i = lane i % 4 of the block at offset + i / 4.
-
-struct Block {
-  u32 word[4];
-};
-
-__device__ __forceinline__ Block philox(u64 counter, u32 stream, u64 seed) {
-  u32 c0 = (u32)counter, c1 = (u32)(counter >> 32), c2 = stream, c3 = 0;
-  u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    u64 p0 = (u64)0xD2511F53u * c0, p1 = (u64)0xCD9E8D57u * c2;
-    c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
-    c1 = (u32)p1;
-    c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
-    c3 = (u32)p0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  Block block = {{c0, c1, c2, c3}};
-  return block;
-}
+// Kernels that draw random words (Philox4x32-10, in common.cuh) and what is made of them.
 
 // One thread draws four words. `use(i, word)` is called for each word i < n.
 template <typename F>
