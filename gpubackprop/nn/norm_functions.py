@@ -271,7 +271,7 @@ def _by_running(
 def _move_towards(running: Stats, value: Array, momentum: float | Array) -> None:
     """``running += momentum * (value - running)`` in place; nothing while a checkpointed function
     runs for the second time, for it has counted its batch already."""
-    if running is None or getattr(STATE, "recomputing", False):
+    if running is None or STATE.recomputing:
         return
     kernels, array = running.backend, running.array
     step = kernels.multiply(kernels.subtract(value, array), momentum)

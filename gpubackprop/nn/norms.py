@@ -146,7 +146,7 @@ class _BatchNorm(_Tracking):
         count = self.num_batches_tracked
         if count is None or self.running_mean is None or not self.training:
             return 0.0 if self.momentum is None else self.momentum
-        if not getattr(STATE, "recomputing", False):
+        if not STATE.recomputing:
             count.backend.add(count.array, 1, out=count.array)
             count.mark_changed()
         if self.momentum is not None:

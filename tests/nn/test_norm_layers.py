@@ -132,10 +132,22 @@ def test_a_block_that_is_computed_again_counts_its_batch_once(layer, monkeypatch
     data = x(8, 3)
     expected = layer(data).numpy()
     state = layer.state_dict()
-    monkeypatch.setattr(STATE, "recomputing", True, raising=False)
+    monkeypatch.setattr(STATE, "recomputing", True)
     np.testing.assert_array_equal(layer(data).numpy(), expected)
     for name, value in layer.state_dict().items():
         np.testing.assert_array_equal(value, state[name], err_msg=name)
+
+
+def test_a_checkpointed_block_counts_its_batch_once_and_has_the_same_gradients():
+    plain, block = nn.BatchNorm1d(3, momentum=None), nn.BatchNorm1d(3, momentum=None)
+    for _ in range(2):
+        data = x(8, 3).requires_grad_()
+        (plain(data) ** 2 * data.detach()).sum().backward()
+        expected, data.grad = data.grad.numpy(), None
+        (gb.checkpoint(block, data) ** 2 * data.detach()).sum().backward()
+        np.testing.assert_array_equal(data.grad.numpy(), expected)
+    for name, value in plain.state_dict().items():
+        np.testing.assert_array_equal(block.state_dict()[name], value, err_msg=name)
 
 
 def test_running_averages_are_tracked_without_a_gradient():
