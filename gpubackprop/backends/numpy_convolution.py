@@ -55,11 +55,12 @@ class NumPyConvolution(ArrayBackend):
             return super().conv(x, weight, bias, stride, padding, dilation, groups)
         outputs, channels = weight.shape[0], x.shape[-1]
         y = np.empty((len(x), *g.out, outputs), x.dtype)
+        row = None if bias is None else np.tile(bias, g.out[-1])
         if groups == 1 and g.reads_each_pixel_once():
             rows = np.ascontiguousarray(x[g.at((0,) * len(stride))]).reshape(-1, channels)
             np.matmul(rows, weight.reshape(outputs, -1).T, out=y.reshape(-1, outputs))
-            return y if bias is None else np.add(y, bias, y)
-        row = None if bias is None else np.tile(bias, g.out[-1])
+            _add_to_rows(y, row)
+            return y
         if groups == channels > 1:
             w = depthwise.by_place(g, weight, channels)
 

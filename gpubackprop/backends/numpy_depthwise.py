@@ -13,8 +13,8 @@ import numpy as np
 
 from gpubackprop.backends.numpy_windows import Geometry, Padded
 
-# Bytes of images at a time: a core's L2 cache holds several of these.
-TERMS = 128 << 10
+# Bytes of images at a time: a core's L2 cache holds three of these.
+TERMS = 256 << 10
 
 
 def blocks(g: Geometry, start: int, stop: int, channels: int, itemsize: int) -> Iterator[slice]:
