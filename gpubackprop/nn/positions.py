@@ -56,11 +56,25 @@ def sinusoidal_positions(
     return Tensor(backend.asarray(table), backend)
 
 
+def _waves(
+    length: int, backend: Backend, dtype: Any, width: int, base: float
+) -> tuple[Tensor, ...]:
+    return (sinusoidal_positions(length, width, base=base, device=backend, dtype=dtype),)
+
+
+def _turns(
+    length: int, backend: Backend, dtype: Any, width: int, base: float
+) -> tuple[Tensor, ...]:
+    angles = _angles(0, length, width // 2, width, base)
+    tables = [f(angles).astype(dtype) for f in (np.cos, np.sin)]
+    return tuple(Tensor(backend.asarray(t), backend) for t in tables)
+
+
 class _Tables:
     """Arrays by position, made once for each device and dtype and longer when they must be."""
 
-    def __init__(self, make: Any) -> None:
-        self.make = make
+    def __init__(self, make: Any, *given: Any) -> None:
+        self.make, self.given = make, given
         self.known: dict[tuple[str, str], tuple[Tensor, ...]] = {}
 
     def rows(self, x: Tensor, start: int, stop: int) -> list[Tensor]:
@@ -69,11 +83,11 @@ class _Tables:
         tables = self.known.get(key)
         if tables is None or tables[0].backend is not x.backend or tables[0].shape[0] < stop:
             length = 1 << max(stop - 1, 15).bit_length()
-            tables = self.known[key] = self.make(length, x.backend, x.dtype)
+            tables = self.known[key] = self.make(length, x.backend, x.dtype, *self.given)
         return [Tensor(t.array[start:stop], t.backend) for t in tables]
 
-    def __deepcopy__(self, memo: Any) -> _Tables:
-        return self  # the rows are never written
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Tables, (self.make, *self.given)  # a copy makes the arrays when it needs them
 
 
 class SinusoidalPositions(Module):
@@ -86,13 +100,9 @@ class SinusoidalPositions(Module):
     """
 
     def __init__(self, width: int, base: float = BASE) -> None:
-        self.width = width = _size("SinusoidalPositions", "width", width)
-        self.base = base = float(base)
-
-        def make(length: int, backend: Backend, dtype: Any) -> tuple[Tensor, ...]:
-            return (sinusoidal_positions(length, width, base=base, device=backend, dtype=dtype),)
-
-        self._tables = _Tables(make)
+        self.width = _size("SinusoidalPositions", "width", width)
+        self.base = float(base)
+        self._tables = _Tables(_waves, self.width, self.base)
 
     def forward(self, input: Tensor, offset: int = 0) -> Tensor:
         """(..., T, width) plus the rows of positions `offset` to `offset` + T."""
@@ -165,18 +175,11 @@ class RotaryPositions(Module):
     """
 
     def __init__(self, width: int, base: float = BASE, interleaved: bool = False) -> None:
-        self.width = width = _size("RotaryPositions", "width", width)
+        self.width = _size("RotaryPositions", "width", width)
         if width % 2:
             raise ConfigError(f"RotaryPositions: width must be even, not {width}")
         self.base, self.interleaved = float(base), bool(interleaved)
-        base = self.base
-
-        def make(length: int, backend: Backend, dtype: Any) -> tuple[Tensor, ...]:
-            angles = _angles(0, length, width // 2, width, base)
-            tables = [f(angles).astype(dtype) for f in (np.cos, np.sin)]
-            return tuple(Tensor(backend.asarray(t), backend) for t in tables)
-
-        self._tables = _Tables(make)
+        self._tables = _Tables(_turns, self.width, self.base)
 
     def forward(self, input: Tensor, offset: int = 0) -> Tensor:
         """(..., T, width) turned by the angles of positions `offset` to `offset` + T."""
