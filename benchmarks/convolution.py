@@ -3,7 +3,8 @@
     python -m benchmarks.convolution [--only 13x13x32-64] [--direction forward] [--rounds 7]
 
 A workload is named height x width x channels-outputs; kernels are 3 x 3 unless the name says
-otherwise, batches of 128. A step is one call. PyTorch runs on two threads, in both of its layouts.
+otherwise, batches of 128. A step is one call. PyTorch runs in both of its layouts, on as many
+threads as this project: all cores, or what OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import interleave
+from gpubackprop.backends.cpu_threads import threads
 
 IMAGES = 128
 CONTENDERS = ("torch-channels-last", "torch", "gb-numpy")
@@ -83,7 +85,7 @@ def torch_steps(s: Shape, channels_last: bool) -> dict[str, Callable[[], Any]]:
     """What to time of PyTorch."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads())
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x, weight, dy = map(torch.tensor, arrays(s))
     x, dy = (a.permute(0, 3, 1, 2).contiguous(memory_format=layout) for a in (x, dy))
