@@ -33,7 +33,7 @@ from gpubackprop.recipes.costs import CLASS, LOSSES, NUMBERS, ROW
 from gpubackprop.recipes.layers import LAYERS, Shape
 from gpubackprop.recipes.options import Place
 from gpubackprop.recipes.schema import Choice, Recipe
-from gpubackprop.recipes.updates import OPTIMIZERS, make_schedule
+from gpubackprop.recipes.updates import make_optimizer, make_schedule
 
 MAX_PARAMETERS = 1 << 28
 """The most numbers that a network may learn (268 million): 4 GiB with what Adam needs."""
@@ -261,8 +261,8 @@ def build(
         return DataLoader(part, train.eval_batch_size, device=backend.device)
 
     try:
-        optimizer = OPTIMIZERS[recipe.optimizer.name].make(
-            model.named_parameters(), **recipe.optimizer.options
+        optimizer = make_optimizer(
+            recipe.optimizer.name, recipe.optimizer.options, model.named_parameters()
         )
     except ConfigError as error:
         raise recipe.place("optimizer").error(str(error)) from None

@@ -13,7 +13,7 @@ from gpubackprop.data.registry import DTYPES
 from gpubackprop.recipes.costs import LOSSES
 from gpubackprop.recipes.layers import LAYERS
 from gpubackprop.recipes.options import Option, Place, check_options, known_keys, shorten, table
-from gpubackprop.recipes.updates import OPTIMIZERS, SCHEDULES, WARMUP
+from gpubackprop.recipes.updates import DECAY, OPTIMIZERS, SCHEDULES, WARMUP
 from gpubackprop.suggest import unknown
 
 MAX_LAYERS = 1000
@@ -171,7 +171,9 @@ def parse(raw: Any, name: str, source: str) -> Recipe:
         augment=_augment(Place(source, "[augment]"), raw.get("augment")),
         layers=_layers(source, raw["model"]),
         loss=_choice(Place(source, "[loss]"), raw["loss"], "loss", LOSSES),
-        optimizer=_choice(Place(source, "[optimizer]"), raw["optimizer"], "optimizer", OPTIMIZERS),
+        optimizer=_choice(
+            Place(source, "[optimizer]"), raw["optimizer"], "optimizer", OPTIMIZERS, DECAY
+        ),
         schedule=_choice(
             Place(source, "[schedule]"),
             raw.get("schedule", {"name": "constant"}),

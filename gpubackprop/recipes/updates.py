@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpubackprop import optim
+from gpubackprop import nn, optim
 from gpubackprop.optim import schedules
 from gpubackprop.recipes.options import ANY, Option
 
@@ -103,6 +103,32 @@ OPTIMIZERS: dict[str, Method] = {
     )
 }
 """Every optimizer by name."""
+
+DECAY = {"decay_vectors": Option(bool, None)}
+"""What every optimizer may have: false spares biases and the factors of normalisations, which have
+one axis, from weight decay."""
+
+
+def make_optimizer(
+    name: str, options: Options, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> optim.Optimizer:
+    """The optimizer of a run.
+
+    Parameters
+    ----------
+    name : a key of ``OPTIMIZERS``.
+    options : its options and those of ``DECAY``.
+    parameters : (path, parameter) of the network.
+    """
+    rest = dict(options)
+    named = list(parameters)
+    groups: Any = named
+    if rest.pop("decay_vectors") is False:
+        matrices = [pair for pair in named if pair[1].ndim > 1]
+        vectors = [pair for pair in named if pair[1].ndim <= 1]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+    return OPTIMIZERS[name].make(groups, **rest)
 
 
 @dataclass(frozen=True)

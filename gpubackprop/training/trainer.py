@@ -341,7 +341,7 @@ class Trainer:
         figures: dict[str, Any] = {
             "epoch": run.epoch + 1,
             "step": run.step,
-            "lr": rates[0] if len(rates) == 1 else rates,
+            "lr": rates[0] if len(set(rates)) == 1 else rates,
             "train_loss": run.epoch_loss / run.epoch_samples,
             "val_loss": None,
             "val_accuracy": None,

@@ -268,3 +268,16 @@ def test_data_are_used_again():
     made = recipe()
     data = recipes.load_data(made)
     assert recipes.build(made, data=data).data is data
+
+
+def test_weight_decay_may_spare_vectors():
+    job = recipes.build(recipe("optimizer.weight_decay=0.1", "optimizer.decay_vectors=false"))
+    matrices, vectors = job.optimizer.param_groups
+    assert {p.ndim for p in matrices["params"]} == {2} and matrices["weight_decay"] == 0.1
+    assert {p.ndim for p in vectors["params"]} == {1} and vectors["weight_decay"] == 0.0
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(job.model.parameters()))
+    history = Trainer(job.model, job.loss, job.optimizer, loader=job.loader).fit(1).history
+    assert history[0]["lr"] == 0.01  # one number, since the groups share it
+    # A recipe that does not say so is written, and resumed, as before there was the option.
+    assert "decay_vectors" not in recipe().as_dict()["optimizer"]
+    assert len(recipes.build(recipe()).optimizer.param_groups) == 1
