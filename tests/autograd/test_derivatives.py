@@ -194,6 +194,16 @@ def mask():
     return gb.tensor(np.arange(12).reshape(ROWS) % 3 > 0)
 
 
+def winners():
+    return gb.tensor(np.array([4, 5, 7, 8, 1, 0, 4, 3], np.uint8).reshape(1, 2, 2, 2))
+
+
+IMAGE = (1, 4, 4, 2)
+WINDOWS = (3, 3), (2, 2), (1, 1)  # kernel, stride, padding
+STEPS = (2, 2), ((1, 1), (1, 1)), (1, 1), 2  # stride, padding, dilation, groups
+STATES, STATE = (2, 2, 3), (2, 3)
+HEADS, KEYS = (1, 2, 2, 2), (1, 1, 4, 2)
+
 COMPOSITES = {
     "sum_to": (lambda K, x: K.sum_to(x, (1, 3)), [ROWS]),
     "mean": (lambda K, x: K.mean(x, axis=0, keepdims=True), [ROWS]),
@@ -256,6 +266,62 @@ COMPOSITES = {
     ),
     "dropout": (lambda K, x: K.dropout(x, 0.4, 3, 1, 0)[0], [ROWS]),
     "dropout_backward": (lambda K, dy: K.dropout_backward(dy, mask(), 0.4), [ROWS]),
+    # Images of 4 x 4 pixels and 2 channels under windows of 3 x 3, two pixels apart.
+    "conv": (lambda K, x, w, b: K.conv(x, w, b, *STEPS), [IMAGE, (4, 1, 3, 3), (4,)]),
+    "conv_transpose": (
+        lambda K, dy, w: K.conv_transpose(dy, w, (4, 4), *STEPS),
+        [(1, 2, 2, 4), (4, 1, 3, 3)],
+    ),
+    "conv_weight": (
+        lambda K, x, dy: K.conv_weight(x, dy, (3, 3), *STEPS),
+        [IMAGE, (1, 2, 2, 4)],
+    ),
+    "max_pool": (lambda K, x: K.max_pool(x, *WINDOWS, (1, 1))[0], [IMAGE]),
+    "max_pool_backward": (
+        lambda K, dy: K.max_pool_backward(dy, winners(), (4, 4), *WINDOWS, (1, 1)),
+        [(1, 2, 2, 2)],
+    ),
+    "avg_pool": (lambda K, x: K.avg_pool(x, *WINDOWS, False, False), [IMAGE]),
+    "avg_pool_backward": (
+        lambda K, dy: K.avg_pool_backward(dy, (4, 4), *WINDOWS, False, False),
+        [(1, 2, 2, 2)],
+    ),
+    # Two steps of two sequences with three features.
+    "rnn_steps": (lambda K, *arrays: K.rnn_steps(*arrays), [STATES, STATE, (3, 3)]),
+    "rnn_steps_backward": (
+        lambda K, *arrays: K.rnn_steps_backward(*arrays),
+        [STATES, STATE, (3, 3), (3, 2, 3)],
+    ),
+    "lstm_steps": (
+        lambda K, *arrays: K.lstm_steps(*arrays),
+        [(2, 2, 12), STATE, STATE, (12, 3)],
+    ),
+    "lstm_steps_backward": (
+        lambda K, *arrays: K.lstm_steps_backward(*arrays),
+        [STATES, STATE, STATE, (12, 3), (3, 2, 3), (2, 2, 12)],
+    ),
+    "gru_steps": (
+        lambda K, *arrays: K.gru_steps(*arrays),
+        [(2, 2, 9), STATE, (9, 3), (9,)],
+    ),
+    "gru_steps_backward": (
+        lambda K, *arrays: K.gru_steps_backward(*arrays),
+        [STATES, STATE, (9, 3), (3, 2, 3), (2, 2, 9), STATES],
+    ),
+    # Two heads that share the keys of one.
+    "attention": (
+        lambda K, q, k, v, m: K.attention(q, k, v, m, True, 1, 0.7),
+        [HEADS, KEYS, KEYS, (2, 4)],
+    ),
+    "attention_backward": (
+        lambda K, *arrays: K.attention_backward(*arrays, True, 1, 0.7),
+        [HEADS, HEADS, KEYS, KEYS, (2, 4), HEADS, HEADS[:3]],
+    ),
+    "attention_mask_backward": (
+        lambda K, *arrays: K.attention_mask_backward(*arrays, True, 1, 0.7),
+        [HEADS, HEADS, KEYS, KEYS, (2, 4), HEADS, HEADS[:3]],
+    ),
+    "rotary": (lambda K, x, c, s: K.rotary(x, c, s), [HEADS, (2, 1), (2, 1)]),
 }
 # These give constants.
 NO_SLOPE = {"detach", "smoothed_targets", "bernoulli", "uniform"}
