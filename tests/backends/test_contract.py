@@ -145,6 +145,16 @@ def test_definitions_call_what_the_tape_has():
     assert {n for n in used & PRIMITIVES if not on_tape(n)} == set()
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_no_two_parts_of_a_backend_share_a_private_name(cls):
+    owners: dict[str, list[str]] = {}
+    for part in cls.__mro__:
+        for name, member in vars(part).items():
+            if name.startswith("_") and not name.startswith("__") and callable(member):
+                owners.setdefault(name, []).append(part.__name__)
+    assert {n: parts for n, parts in owners.items() if len(parts) > 1} == {}
+
+
 def test_a_kernel_that_is_not_there_says_so():
     with pytest.raises(GradientError, match="sinc has no derivative rule"):
         TapeKernels().sinc  # noqa: B018
