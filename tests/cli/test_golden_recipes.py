@@ -61,4 +61,4 @@ def test_the_small_gpt_on_shakespeare(run, data_root):
 @pytest.mark.usefixtures("whole")
 def test_the_lstm_on_shakespeare(run, data_root):
     found = train(run, "shakespeare-lstm", "--data-dir", data_root)
-    assert found["steps"] == 4000 and found["test_loss"] <= 1.75
+    assert found["steps"] == 4000 and found["test_loss"] <= 1.80
