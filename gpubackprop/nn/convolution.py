@@ -17,11 +17,11 @@ import numpy as np
 
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.errors import ConfigError, ShapeError
+from gpubackprop.nn.layout import inward, outward
 
 CONV = REGISTRY["conv"]
 CONV_TRANSPOSE = REGISTRY["conv_transpose"]
 PAD = REGISTRY["pad"]
-TRANSPOSE = REGISTRY["transpose"]
 
 Size = int | Sequence[int]
 Pairs = tuple[tuple[int, int], ...]
@@ -273,11 +273,11 @@ def _conv(
     groups: int,
     channels_last: bool,
 ) -> Tensor:
-    _check_axes(name, "weight", weight, n, "(out, in / groups, *kernel)", (n + 2,))
+    _check_weight(name, weight, n, "(out, in / groups, *kernel)")
     groups = check_groups(name, groups)
     settings = (_key(stride), _key(padding), _key(dilation))
     strides, zeros, dilations = _settings(name, weight.shape[2:], *settings)
-    x = _inward(name, input, n, channels_last)
+    x = inward(name, input, n, channels_last)
     _check_channels(name, input, x, weight, weight.shape[1] * groups, channels_last)
     y = apply(
         CONV,
@@ -289,7 +289,7 @@ def _conv(
         dilation=dilations,
         groups=groups,
     )
-    return _outward(y, input, channels_last)
+    return outward(y, input, channels_last)
 
 
 def _conv_transpose(
@@ -305,12 +305,12 @@ def _conv_transpose(
     dilation: Size,
     channels_last: bool,
 ) -> Tensor:
-    _check_axes(name, "weight", weight, n, "(in, out / groups, *kernel)", (n + 2,))
+    _check_weight(name, weight, n, "(in, out / groups, *kernel)")
     groups = check_groups(name, groups)
     strides, dilations = sizes(name, "stride", stride, n), sizes(name, "dilation", dilation, n)
     widths = sizes(name, "padding", padding, n, 0)
     extra = sizes(name, "output_padding", output_padding, n, 0)
-    x = _inward(name, input, n, channels_last)
+    x = inward(name, input, n, channels_last)
     _check_channels(name, input, x, weight, weight.shape[0], channels_last)
     spatial, windows = [], []
     for i, k in enumerate(weight.shape[2:]):
@@ -343,16 +343,14 @@ def _conv_transpose(
         if bias.shape != y.shape[-1:]:
             raise ShapeError(f"{name}: bias must have shape {y.shape[-1:]}, not {bias.shape}")
         y = y + bias
-    return _outward(y, input, channels_last)
+    return outward(y, input, channels_last)
 
 
-def _check_axes(
-    name: str, argument: str, x: Any, n: int, wanted: str, counts: tuple[int, ...]
-) -> None:
-    if getattr(x, "ndim", None) not in counts:
+def _check_weight(name: str, weight: Any, n: int, wanted: str) -> None:
+    if getattr(weight, "ndim", None) != n + 2:
         raise ShapeError(
-            f"{name}: {argument} must have the axes {wanted} with {n} spatial "
-            f"ax{'is' if n == 1 else 'es'}, not shape {getattr(x, 'shape', x)}"
+            f"{name}: weight must have the axes {wanted} with {n} spatial "
+            f"ax{'is' if n == 1 else 'es'}, not shape {getattr(weight, 'shape', weight)}"
         )
 
 
@@ -366,19 +364,3 @@ def _check_channels(
             f"{name}: input (shape {input.shape}) has {x.shape[-1]} channels in its {place}, but "
             f"weight (shape {weight.shape}) takes {taken}; if they are elsewhere, {other}"
         )
-
-
-def _inward(name: str, x: Tensor, n: int, channels_last: bool) -> Tensor:
-    """(N, *spatial, C): a view of the input."""
-    wanted = "(N, *spatial, in)" if channels_last else "(N, in, *spatial)"
-    _check_axes(name, "input", x, n, f"{wanted}, or those without N,", (n + 1, n + 2))
-    if x.ndim == n + 1:
-        x = x.reshape(1, *x.shape)
-    return x if channels_last else apply(TRANSPOSE, x, axes=(0, *range(2, n + 2), 1))
-
-
-def _outward(y: Tensor, input: Tensor, channels_last: bool) -> Tensor:
-    """The result in the layout of the input."""
-    if not channels_last:
-        y = apply(TRANSPOSE, y, axes=(0, y.ndim - 1, *range(1, y.ndim - 1)))
-    return y if input.ndim == y.ndim else y.reshape(*y.shape[1:])

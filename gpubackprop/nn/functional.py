@@ -7,14 +7,9 @@ the package.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.backends.random import Generator, default_generator
-from gpubackprop.errors import ConfigError, DTypeError, ShapeError
+from gpubackprop.errors import ConfigError
 from gpubackprop.nn.adaptive_pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -25,7 +20,6 @@ from gpubackprop.nn.adaptive_pooling import (
     global_avg_pool,
     global_max_pool,
 )
-from gpubackprop.nn.arguments import as_operand, check_inside
 from gpubackprop.nn.attention_functions import rotary, scaled_dot_product_attention
 from gpubackprop.nn.channel_dropout import dropout1d, dropout2d, dropout3d
 from gpubackprop.nn.class_losses import accuracy, cross_entropy, nll_loss
@@ -37,6 +31,7 @@ from gpubackprop.nn.convolution import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from gpubackprop.nn.lookup import embedding, one_hot
 from gpubackprop.nn.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -47,7 +42,13 @@ from gpubackprop.nn.losses import (
     quadratic_cost,
     smooth_l1_loss,
 )
-from gpubackprop.nn.norm_functions import batch_norm, group_norm, instance_norm, rms_norm
+from gpubackprop.nn.norm_functions import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
 from gpubackprop.nn.padding import pad
 from gpubackprop.nn.pooling import (
     avg_pool1d,
@@ -136,9 +137,7 @@ TANH = REGISTRY["tanh"]
 SOFTMAX = REGISTRY["softmax"]
 LOG_SOFTMAX = REGISTRY["log_softmax"]
 LINEAR = REGISTRY["linear"]
-LAYER_NORM = REGISTRY["layer_norm"]
 DROPOUT = REGISTRY["dropout"]
-TAKE = REGISTRY["take"]
 WHERE = REGISTRY["where"]
 CLIP = REGISTRY["clip"]
 
@@ -298,107 +297,3 @@ def dropout(
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Axes `start_dim` to `end_dim` joined into one."""
     return input.flatten(start_dim, end_dim)
-
-
-def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Tensor:
-    """Rows of a table, by number.
-
-    Parameters
-    ----------
-    input : integers in [0, rows), any shape.
-    weight : (rows, features).
-    padding_idx : this row gets no gradient; a negative number counts from the end.
-
-    Returns
-    -------
-    Tensor
-        (*input.shape, features).
-
-    Raises
-    ------
-    DTypeError, ShapeError
-        If the input is not integer, the table has not two axes, or (on the CPU, where looking costs
-        nothing) a number is out of range: the error names it.
-    """
-    input = as_operand("embedding", "input", input, weight)
-    if input.dtype.kind not in "iu":
-        raise DTypeError(
-            f"embedding: input must be integers, row numbers of weight, not {input.dtype}"
-        )
-    if weight.ndim != 2:
-        raise ShapeError(f"embedding: weight must have shape (rows, features), not {weight.shape}")
-    rows = weight.shape[0]
-    check_inside("embedding", "input", input, 0, rows - 1, f"a row of weight, in [0, {rows})")
-    result = apply(TAKE, weight, input, axis=0)
-    if padding_idx is None:
-        return result
-    if not -rows <= padding_idx < rows:
-        raise ConfigError(
-            f"embedding: padding_idx {padding_idx} is no row of weight, which has {rows}"
-        )
-    padding = (input == padding_idx % rows).reshape(*input.shape, 1)
-    return apply(WHERE, padding, result.detach(), result)
-
-
-def layer_norm(
-    input: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance over the last axes
-    (Ba et al. 2016).
-
-    Parameters
-    ----------
-    input : (..., *normalized_shape).
-    normalized_shape : lengths of the axes to normalise over.
-    weight, bias : of shape `normalized_shape`, or None.
-    eps : added to the variance, which is the biased one (divided by n).
-
-    Raises
-    ------
-    ShapeError
-        If the last axes of the input are not `normalized_shape`.
-    """
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not shape or input.shape[-len(shape) :] != shape:
-        raise ShapeError(
-            f"layer_norm: the last axes of input (shape {input.shape}) must be normalized_shape "
-            f"{shape}"
-        )
-    return apply(LAYER_NORM, input, weight, bias, axes=len(shape), eps=eps)
-
-
-def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """Class indices as rows of zeros with a single 1.
-
-    Parameters
-    ----------
-    tensor : integers in [0, num_classes), any shape.
-    num_classes : -1 takes the largest index plus one, which waits for a device.
-
-    Returns
-    -------
-    Tensor
-        int64, (*tensor.shape, num_classes). An index out of range is an error on the CPU and a row
-        of zeros on a device.
-    """
-    if tensor.dtype.kind not in "iu":
-        raise DTypeError(f"one_hot: class indices must be integers, not {tensor.dtype}")
-    if num_classes == -1:
-        if not tensor.size:
-            raise ShapeError(
-                "one_hot: an empty tensor does not tell the number of classes; pass num_classes"
-            )
-        num_classes = int(tensor.max().item()) + 1
-    if num_classes < 1:
-        raise ConfigError(
-            f"one_hot: num_classes must be positive, or -1 for the largest index, not {num_classes}"
-        )
-    check_inside("one_hot", "tensor", tensor, 0, num_classes - 1, f"a class in [0, {num_classes})")
-    kernels = tensor.backend
-    column = kernels.reshape(kernels.astype(tensor.array, np.int64), (*tensor.shape, 1))
-    hit = kernels.equal(column, kernels.arange(0, num_classes, 1, np.int64))
-    return Tensor(kernels.astype(hit, np.int64), kernels)

@@ -7,7 +7,7 @@ kernels a transposed view and gives one back: no element moves.
 from __future__ import annotations
 
 from gpubackprop.autograd import REGISTRY, Tensor, apply
-from gpubackprop.errors import ShapeError
+from gpubackprop.errors import DTypeError, ShapeError
 
 TRANSPOSE = REGISTRY["transpose"]
 
@@ -17,9 +17,15 @@ def inward(name: str, input: Tensor, n: int, channels_last: bool) -> Tensor:
 
     Raises
     ------
+    DTypeError
+        If it is no tensor.
     ShapeError
         If it has another number of axes.
     """
+    if not isinstance(input, Tensor):
+        raise DTypeError(
+            f"{name}: input is a {type(input).__name__}; make a tensor of it with gb.tensor(...)"
+        )
     if input.ndim not in (n + 1, n + 2):
         axes = ("D", "H", "W")[-n:] if n > 1 else ("L",)
         wanted = (*axes, "C") if channels_last else ("C", *axes)

@@ -1,5 +1,5 @@
 """Normalisation as functions, under PyTorch's names: over a batch, over groups of channels, over
-each image, and by the root mean square.
+each image, over the last axes, and by the root mean square.
 
 Images are channels first, (N, C, *spatial), unless ``channels_last=True`` says (N, *spatial, C).
 Either way the same kernels run: they are handed a view with the channels last.
@@ -20,6 +20,7 @@ from gpubackprop.errors import ConfigError, ShapeError
 BATCH_NORM = REGISTRY["batch_norm"]
 SCALE_SHIFT = REGISTRY["scale_shift"]
 GROUP_NORM = REGISTRY["group_norm"]
+LAYER_NORM = REGISTRY["layer_norm"]
 RMS_NORM = REGISTRY["rms_norm"]
 SQRT = REGISTRY["sqrt"]
 TRANSPOSE = REGISTRY["transpose"]
@@ -176,6 +177,32 @@ def group_norm(
     )
 
 
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance over the last axes
+    (Ba et al. 2016).
+
+    Parameters
+    ----------
+    input : (..., *normalized_shape).
+    normalized_shape : lengths of the axes to normalise over.
+    weight, bias : of shape `normalized_shape`, or None.
+    eps : added to the variance, which is the biased one (divided by n).
+
+    Raises
+    ------
+    ShapeError
+        If the last axes of the input are not `normalized_shape`, or a weight has another shape.
+    """
+    shape = _normalized("layer_norm", input, normalized_shape, weight=weight, bias=bias)
+    return apply(LAYER_NORM, input, weight, bias, axes=len(shape), eps=eps)
+
+
 def rms_norm(
     input: Tensor,
     normalized_shape: int | Sequence[int],
@@ -195,14 +222,9 @@ def rms_norm(
     Raises
     ------
     ShapeError
-        If the last axes of the input are not `normalized_shape`.
+        If the last axes of the input are not `normalized_shape`, or a weight has another shape.
     """
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not shape or input.shape[-len(shape) :] != shape:
-        raise ShapeError(
-            f"rms_norm: the last axes of input (shape {input.shape}) must be normalized_shape "
-            f"{shape}"
-        )
+    shape = _normalized("rms_norm", input, normalized_shape, weight=weight)
     if eps is None:
         eps = _spacing(input.dtype)
     return apply(RMS_NORM, input, weight, axes=len(shape), eps=eps)
@@ -213,6 +235,25 @@ def cumulative_momentum(batches: Tensor, dtype: Any) -> Array:
     batches so far. No value is read on the host."""
     kernels = batches.backend
     return kernels.astype(kernels.divide(1.0, batches.array), dtype)
+
+
+def _normalized(
+    name: str, input: Tensor, normalized_shape: int | Sequence[int], **given: Tensor | None
+) -> tuple[int, ...]:
+    """The lengths of the axes to normalise over, which must be those of the input and of what is
+    multiplied or added."""
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape:
+        raise ShapeError(
+            f"{name}: the last axes of input (shape {input.shape}) must be normalized_shape {shape}"
+        )
+    for argument, s in given.items():
+        if s is not None and s.shape != shape:
+            raise ShapeError(
+                f"{name}: {argument} (shape {s.shape}) must have the shape {shape}, which is "
+                "normalized_shape"
+            )
+    return shape
 
 
 def _spacing(dtype: np.dtype) -> float:

@@ -232,7 +232,7 @@ X, W = draw(2, 3, 5, 5), draw(4, 3, 3, 3)
 UNFIT = {
     "axes of the input": (
         lambda: F.conv2d(X[0, 0], W),
-        r"conv2d: input must have the axes \(N, in, \*spatial\).* 2 spatial axes.*\(5, 5\)",
+        r"conv2d: input must be \(N, C, H, W\), or \(C, H, W\) without .*, not of shape \(5, 5\)",
     ),
     "axes of the weight": (lambda: F.conv1d(X, W), "conv1d: weight must have the axes"),
     "channels": (

@@ -245,6 +245,8 @@ def test_wrong_settings_are_named(make, words):
         (lambda: F.group_norm(x(4, 6), 4), "6 channels .* cannot be split into 4 groups"),
         (lambda: F.group_norm(x(4), 2), "needs a batch axis and an axis of channels"),
         (lambda: F.rms_norm(x(4, 6), 6, gb.ones(5)), r"rms_norm: weight .* must have the shape"),
+        (lambda: F.rms_norm(x(4, 6), 6, gb.ones(1)), r"weight \(shape \(1,\)\) .* shape \(6,\)"),
+        (lambda: F.layer_norm(x(4, 6), 6, None, gb.ones((4, 6))), r"bias \(shape \(4, 6\)\) must"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(call, words):
