@@ -53,15 +53,16 @@ def pad(
         raise ConfigError(f"pad: {unknown('mode', mode, ('constant', *BORDERS))}")
     if mode != "constant" and value:
         raise ConfigError(f"pad: value is for mode 'constant'; mode {mode!r} takes none")
-    if any(min(sides) < 0 for sides in widths):
-        input = input[tuple(_kept(n, s) for n, s in zip(input.shape, widths, strict=True))]
+    mirrors = mode in ("reflect", "replicate")  # of the axis as it was before elements were taken
+    if not mirrors:
+        input = _cut(input, widths)
     added = [(max(a, 0), max(b, 0)) for a, b in widths]
     if mode == "constant" and any(map(any, added)):
         return apply(PAD, input, pad_width=tuple(added), value=0.0 if value is None else value)
     for axis, sides in enumerate(added):
         if any(sides):
             input = _extended(input, axis, sides, mode)
-    return input
+    return _cut(input, widths) if mirrors else input
 
 
 def _widths(input: Tensor, pad: Sequence[int]) -> list[Sides]:
@@ -86,9 +87,12 @@ def _widths(input: Tensor, pad: Sequence[int]) -> list[Sides]:
     return widths
 
 
-def _kept(n: int, sides: Sides) -> slice:
-    """What negative widths leave of an axis of `n` elements."""
-    return slice(max(-sides[0], 0), n + min(sides[1], 0))
+def _cut(x: Tensor, widths: list[Sides]) -> Tensor:
+    """Without what the negative widths take away."""
+    if all(min(sides) >= 0 for sides in widths):
+        return x
+    kept = [slice(max(-a, 0), n + min(b, 0)) for n, (a, b) in zip(x.shape, widths, strict=True)]
+    return x[tuple(kept)]
 
 
 def _extended(x: Tensor, axis: int, sides: Sides, mode: str) -> Tensor:

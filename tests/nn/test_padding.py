@@ -26,6 +26,9 @@ ROW = [1.0, 2.0, 3.0]
         ("circular", (3, 3), [1, 2, 3, 1, 2, 3, 1, 2, 3]),
         ("circular", (1, 0), [3, 1, 2, 3]),
         ("replicate", (-1, 1), [2, 3, 3]),
+        ("replicate", (-3, 2), [3, 3]),
+        ("reflect", (2, -2), [3, 2, 1]),
+        ("circular", (-1, 2), [2, 3, 2, 3]),
     ],
 )
 def test_a_row(mode, pad, expected):
