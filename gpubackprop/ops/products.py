@@ -14,6 +14,9 @@ from gpubackprop.errors import ShapeError
 
 
 def _linear_forward(K: Any, x: Any, weight: Any, bias: Any) -> Any:
+    # NumPy would repeat a bias of another shape, and take a vector for a matrix of one column.
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError("weight and bias must be (out, in) and (out,)")
     return K.linear(x, weight, bias)
 
 
@@ -24,9 +27,9 @@ def _linear_backward(K: Any, call: Any, dy: Any, x: Any, weight: Any) -> Any:
     if dx:
         dx = K.matmul(dy, weight)
     if dw or db:
-        rows = K.reshape(dy, (-1, dy.shape[-1])) if dy.ndim != 2 else dy
+        rows = _rows(K, dy) if dy.ndim != 2 else dy
         if dw:
-            flat = K.reshape(x, (-1, x.shape[-1])) if x.ndim != 2 else x
+            flat = _rows(K, x) if x.ndim != 2 else x
             dw = K.matmul(K.transpose(rows), flat)
         if db:
             db = K.sum(rows, axis=0)
@@ -48,7 +51,15 @@ def _linear_infer(x: Spec, weight: Spec, bias: Spec | None) -> Spec:
 
 
 def _linear_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    for lead, n_in, n_out in (((3,), 5, 4), ((1,), 1, 1), ((0,), 3, 2), ((2, 3), 4, 5), ((), 3, 2)):
+    for lead, n_in, n_out in (
+        ((3,), 5, 4),
+        ((1,), 1, 1),
+        ((0,), 3, 2),
+        ((2, 3), 4, 5),
+        ((), 3, 2),
+        ((2, 2), 3, 0),
+        ((2, 2), 0, 3),
+    ):
         x, w, b = (rng.standard_normal(s) for s in ((*lead, n_in), (n_out, n_in), (n_out,)))
         yield Sample((x, w, b))
         yield Sample((x, w, None), note="no bias")

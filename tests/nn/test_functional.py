@@ -393,6 +393,29 @@ def test_options_of_activations_are_checked() -> None:
         F.layer_norm(x32(3, 2), 2, x32(3))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "far"), [("float16", 6e4), ("float32", 1e30), ("float64", 1e200)]
+)
+def test_the_slope_of_gelu_tanh_far_from_0_is_a_number(dtype: str, far: float) -> None:
+    x = gb.tensor(np.array([-far, far], dtype), requires_grad=True)
+    with np.errstate(over="ignore"):
+        F.gelu(x, approximate="tanh").sum().backward()
+    assert x.grad.numpy().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "words"),
+    [
+        ((3,), None, r"linear: weight must have shape \(out, in\), not float32\[3\]"),
+        ((4, 3), (1,), r"linear: bias must have shape \(4,\), not float32\[1\]"),
+        ((4, 3), (2, 4), r"linear: bias must have shape \(4,\)"),
+    ],
+)
+def test_linear_repeats_no_parameter(weight: Any, bias: Any, words: str) -> None:
+    with pytest.raises(ShapeError, match=words):
+        F.linear(x32(2, 3), x32(*weight), bias and x32(*bias))
+
+
 def test_logsigmoid_keeps_its_digits() -> None:
     x = gb.tensor(np.array([-1000.0, -40.0, 40.0]), requires_grad=True)
     y = F.logsigmoid(x)

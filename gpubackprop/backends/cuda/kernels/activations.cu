@@ -44,8 +44,9 @@ struct GeluTanh {
   template <typename W> static __device__ W value(W x, W) { return x * W(0.5) * (tanh(inner(x)) + W(1)); }
   template <typename W> static __device__ W slope(W dy, W x, W) {
     W t = tanh(inner(x));
-    W du = (x * x * W(3 * 0.044715) + W(1)) * W(0.79788456080286535588);
-    return dy * ((t + W(1) + x * (W(1) - t * t) * du) * W(0.5));
+    W near = x * (W(1) - t * t);
+    W rest = (near + near * x * x * W(3 * 0.044715)) * W(0.79788456080286535588);
+    return dy * ((t + W(1) + rest) * W(0.5));
   }
 };
 
