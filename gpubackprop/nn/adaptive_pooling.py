@@ -172,12 +172,13 @@ def _wanted(name: str, output_size: OutputSize, x: Tensor) -> tuple[int, ...]:
     """The number of windows of each axis."""
     spatial = x.shape[1:-1]
     given: Any = output_size
-    if not (isinstance(given, Sequence) and len(given) == len(spatial)):
+    if not isinstance(given, Sequence):
         given = (given,) * len(spatial)
     if 0 in spatial:
         raise ShapeError(f"{name}: a spatial axis of input (channels last: {x.shape}) is empty")
-    known = [size if m is None else m for m, size in zip(given, spatial, strict=True)]
-    return sizes(name, "output_size", known, len(spatial))
+    if len(given) == len(spatial):
+        given = [size if m is None else m for m, size in zip(given, spatial, strict=True)]
+    return sizes(name, "output_size", given, len(spatial))
 
 
 def _bounds(n: int, windows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -236,9 +236,15 @@ class MultiheadAttention(Module):
                 raise ShapeError(
                     f"{name}: {argument} {x.shape} must have the axes "
                     f"{'(N, L, features)' if self.batch_first else '(L, N, features)'} or "
-                    f"(L, features), with {features} features"
+                    f"(L, features), with {features} features, and as many as query {query.shape}"
                 )
         inputs = self._batch_first(query, key, value)
+        if inputs[1].shape[:2] != inputs[2].shape[:2] or len({x.shape[0] for x in inputs}) > 1:
+            raise ShapeError(
+                f"{name}: key {key.shape} and value {value.shape} must have the same length, and "
+                f"the batch of query {query.shape}; the batch is axis "
+                f"{0 if self.batch_first else 1} (batch_first={self.batch_first})"
+            )
         q, k, v = (
             x.reshape(*x.shape[:2], heads, self.head_dim).permute(0, 2, 1, 3)
             for x, heads in zip(

@@ -357,10 +357,19 @@ def _check_weight(name: str, weight: Any, n: int, wanted: str) -> None:
 def _check_channels(
     name: str, input: Tensor, x: Tensor, weight: Tensor, taken: int, channels_last: bool
 ) -> None:
-    if x.shape[-1] != taken:
-        place = "last axis" if channels_last else "axis before the spatial ones"
-        other = "drop channels_last=True" if channels_last else "pass channels_last=True"
-        raise ShapeError(
-            f"{name}: input (shape {input.shape}) has {x.shape[-1]} channels in its {place}, but "
-            f"weight (shape {weight.shape}) takes {taken}; if they are elsewhere, {other}"
+    if x.shape[-1] == taken:
+        return
+    place = "last axis" if channels_last else "axis before the spatial ones"
+    elsewhere = x.shape[1 if channels_last else -2]  # where the other layout has them
+    hint = ""
+    if elsewhere == taken:
+        hint = f"; if they are elsewhere, {'drop' if channels_last else 'pass'} channels_last=True"
+    elif input.ndim < x.ndim and taken == 1:
+        new = "x[..., None]" if channels_last else "x[:, None]"
+        hint = (
+            f"; it was taken as one image without a batch axis: {new} makes a batch of one channel"
         )
+    raise ShapeError(
+        f"{name}: input (shape {input.shape}) has {x.shape[-1]} channels in its {place}, but "
+        f"weight (shape {weight.shape}) takes {taken}{hint}"
+    )

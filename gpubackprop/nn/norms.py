@@ -98,20 +98,13 @@ class _Tracking(_Affine):
 
     def _check(self, input: Tensor) -> None:
         """Refuse what has other axes or another number of channels, in the layer's own words."""
-        owner = type(self).__name__
-        where = "last" if self.channels_last else "first after the batch"
         if input.ndim not in self.axes:
             wanted = " or ".join(map(str, self.axes))
             raise ShapeError(
-                f"{owner}: input (shape {input.shape}) must have {wanted} axes, the channels "
-                f"{where}"
+                f"{type(self).__name__}: input (shape {input.shape}) must have {wanted} axes "
+                f"(channels_last={self.channels_last})"
             )
-        found = input.shape[self._channel_axis(input)]
-        if found != self.num_features:
-            raise ShapeError(
-                f"{owner}: input (shape {input.shape}) has {found} channels, the layer "
-                f"{self.num_features}; channels come {where} (channels_last={self.channels_last})"
-            )
+        _check_channels(self, input, self._channel_axis(input), self.num_features)
 
     def _channel_axis(self, input: Tensor) -> int:
         return -1 if self.channels_last else 1
@@ -328,6 +321,8 @@ class GroupNorm(_Affine):
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalised input, of its shape."""
+        if input.ndim > 1:
+            _check_channels(self, input, -1 if self.channels_last else 1, self.num_channels)
         return F.group_norm(
             input,
             self.num_groups,
@@ -388,6 +383,15 @@ class RMSNorm(Module):
     def extra_repr(self) -> str:
         eps = None if self.eps is None else f"{self.eps:g}"
         return f"{self.normalized_shape}, eps={eps}, elementwise_affine={self.elementwise_affine}"
+
+
+def _check_channels(layer: Any, input: Tensor, axis: int, channels: int) -> None:
+    found = input.shape[axis]
+    if found != channels:
+        raise ShapeError(
+            f"{type(layer).__name__}: input (shape {input.shape}) has {found} channels, the layer "
+            f"{channels}; channels are axis {axis} (channels_last={layer.channels_last})"
+        )
 
 
 def _eps(owner: str, eps: float) -> float:

@@ -169,6 +169,7 @@ def test_positions_are_copied_with_their_module():
 # Errors.
 
 X = gb.tensor(np.ones((2, 4, 5, 3), np.float32))
+Y = gb.tensor(np.ones((5, 2, 8), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,17 @@ X = gb.tensor(np.ones((2, 4, 5, 3), np.float32))
             ShapeError,
             r"mask must broadcast to \(2, 4, 5, 5\)",
         ),
+        (
+            lambda: nn.MultiheadAttention(8, 4)(Y, Y, Y[:4]),
+            ShapeError,
+            r"key \(5, 2, 8\) and value \(4, 2, 8\) must have the same length, and the batch",
+        ),
+        (
+            lambda: nn.MultiheadAttention(8, 4, batch_first=True)(Y, Y[:3], Y[:3]),
+            ShapeError,
+            r"the batch of query \(5, 2, 8\); the batch is axis 0 \(batch_first=True\)",
+        ),
+        (lambda: nn.MultiheadAttention(8, 4)(Y[0], Y, Y), ShapeError, r"as query \(2, 8\)"),
         (lambda: nn.MultiheadAttention(8, 3), ConfigError, "num_heads 3 must divide embed_dim 8"),
         (lambda: nn.MultiheadAttention(8, 4, num_kv_heads=3), ConfigError, "num_kv_heads 3"),
         (lambda: nn.MultiheadAttention(8, 4, dropout=1.5), ConfigError, "dropout"),

@@ -237,10 +237,18 @@ UNFIT = {
     "axes of the weight": (lambda: F.conv1d(X, W), "conv1d: weight must have the axes"),
     "channels": (
         lambda: F.conv2d(X[:, :2], W),
-        r"conv2d: input \(shape \(2, 2, 5, 5\)\) has 2 channels .* takes 3; .*channels_last=True",
+        r"conv2d: input \(shape \(2, 2, 5, 5\)\) has 2 channels .* takes 3$",
+    ),
+    "images with channels behind": (
+        lambda: nn.Conv2d(3, 4, 3)(draw(2, 6, 5, 3)),
+        r"conv2d: input .* has 6 channels .* takes 3; if they are elsewhere, pass channels_last",
+    ),
+    "grey images without a channel": (
+        lambda: nn.Conv2d(1, 4, 3)(draw(8, 6, 5)),
+        r"has 8 channels .* takes 1; it was taken as one image .*: x\[:, None\] makes a batch",
     ),
     "channels last": (
-        lambda: F.conv2d(X, W, channels_last=True),
+        lambda: F.conv2d(X, W, channels_last=True),  # X is channels first
         "has 5 channels in its last axis, .* drop channels_last=True",
     ),
     "bias": (lambda: F.conv2d(X, W, draw(3)), r"conv: bias must have shape \(4,\), not float64"),

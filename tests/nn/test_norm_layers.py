@@ -242,6 +242,10 @@ def test_wrong_settings_are_named(make, words):
             lambda: F.batch_norm(x(4, 3), None, None, gb.ones(2), training=True),
             r"weight has shape \(2,\) and must have \(3,\), the channels",
         ),
+        (
+            lambda: nn.GroupNorm(2, 4, affine=False)(x(2, 8, 8, 4)),
+            r"GroupNorm: input .* has 8 channels, the layer 4; .*\(channels_last=False\)",
+        ),
         (lambda: F.group_norm(x(4, 6), 4), "6 channels .* cannot be split into 4 groups"),
         (lambda: F.group_norm(x(4), 2), "needs a batch axis and an axis of channels"),
         (lambda: F.rms_norm(x(4, 6), 6, gb.ones(5)), r"rms_norm: weight .* must have the shape"),
