@@ -29,7 +29,7 @@ WORKLOADS: dict[str, tuple[tuple[int, ...], int]] = {
     "digits-cnn": ((8, 8, 1), 10),
     "mnist-cnn": ((28, 28, 1), 10),
     "cifar-resnet": ((32, 32, 3), 10),
-    "shakespeare-lstm": ((64,), 65),
+    "shakespeare-lstm": ((50,), 65),
     "shakespeare-gpt": ((64,), 65),
 }
 CONTENDERS = ("torch", "torch-tuned", "gb-eager")
@@ -79,15 +79,14 @@ class Ours:
         from gpubackprop.data import one_hot
         from gpubackprop.optim import clip_grad_norm_
         from gpubackprop.recipes.build import build_loss
-        from gpubackprop.recipes.updates import OPTIMIZERS
+        from gpubackprop.recipes.updates import make_optimizer
 
         self.recipe, self.tensor, self.clip = recipe, gb.tensor, clip_grad_norm_
         shape, classes = WORKLOADS[name]
         self.model = recipes.build_model(recipe, shape, classes)
         self.loss = build_loss(recipe)
-        self.optimizer = OPTIMIZERS[recipe.optimizer.name].make(
-            self.model.named_parameters(), **recipe.optimizer.options
-        )
+        chosen = recipe.optimizer
+        self.optimizer = make_optimizer(chosen.name, chosen.options, self.model.named_parameters())
         rows = recipe.loss.name == "quadratic"
         self.code = (lambda t: one_hot(t, classes, recipe.train.dtype)) if rows else (lambda t: t)
 

@@ -46,12 +46,29 @@ class ResidualBlock(nn.Module):
         return F.relu(y + x)
 
 
+Turns = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotary(context: int, width: int) -> Turns:
+    """Cosines and sines (context, width / 2) of rotary positions (Su et al. 2021, equation 34)."""
+    rates = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.arange(context, dtype=torch.float64)[:, None] * rates
+    return angles.cos().float(), angles.sin().float()
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Feature i turned with feature i + D / 2."""
+    cos, sin = cos[: x.shape[-2]].to(x.dtype), sin[: x.shape[-2]].to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
 class Block(nn.Module):
     """A block of a GPT, as nanoGPT writes it."""
 
-    def __init__(self, width: int, heads: int, bias: bool) -> None:
+    def __init__(self, width: int, heads: int, bias: bool, turns: Turns | None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.turns = heads, turns
         self.norm1 = nn.LayerNorm(width, bias=bias)
         self.in_proj = nn.Linear(width, 3 * width, bias)
         self.out_proj = nn.Linear(width, width, bias)
@@ -65,27 +82,33 @@ class Block(nn.Module):
             part.view(n, t, self.heads, width // self.heads).transpose(1, 2)
             for part in self.in_proj(self.norm1(x)).split(width, dim=2)
         )
+        if self.turns is not None:
+            q, k = turned(q, *self.turns), turned(k, *self.turns)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out_proj(y.transpose(1, 2).reshape(n, t, width))
         return x + self.contract(F.gelu(self.expand(self.norm2(x))))
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer with learned positions and tied weights."""
+    """A decoder-only transformer with learned or rotary positions and tied weights."""
 
-    def __init__(self, o: Options, vocabulary: int) -> None:
+    def __init__(self, context: int, o: Options, vocabulary: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, o["width"])
-        self.positions = nn.Embedding(o["context"], o["width"])
+        turning = o["positions"] == "rotary"
+        turns = rotary(context, o["width"] // o["heads"]) if turning else None
+        self.positions = None if turning else nn.Embedding(context, o["width"])
         self.blocks = nn.ModuleList(
-            Block(o["width"], o["heads"], o["bias"]) for _ in range(o["layers"])
+            Block(o["width"], o["heads"], o["bias"], turns) for _ in range(o["layers"])
         )
         self.norm = nn.LayerNorm(o["width"], bias=o["bias"])
         self.head = nn.Linear(o["width"], vocabulary, bias=False)
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(tokens) + self.positions.weight[: tokens.shape[1]]
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -133,7 +156,7 @@ LAYERS: dict[str, Callable[[Shape, Options, int], nn.Module]] = {
     "batch-norm": _norm,
     "residual-block": lambda shape, o, c: ResidualBlock(shape[2], o["filters"], o["stride"]),
     "global-avg-pool": lambda shape, o, c: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-    "gpt": lambda shape, o, c: GPT(o, c),
+    "gpt": lambda shape, o, c: GPT(shape[0], o, c),
     "recurrent-lm": lambda shape, o, c: RecurrentLM(o, c),
 }
 """A layer of a recipe in PyTorch, from the shape of one input, the options and the classes."""
@@ -157,8 +180,16 @@ def network(layers: Any, shapes: Any, classes: int) -> nn.Sequential:
 
 def optimizer(name: str, o: Options, parameters: Any, fused: bool) -> torch.optim.Optimizer:
     """The optimizer of a recipe; `fused` asks for PyTorch's fused update."""
+    o = dict(o)
+    named: Any = list(parameters)
+    if o.pop("decay_vectors") is False:
+        vectors = [p for p in named if p.ndim <= 1]
+        named = [
+            {"params": [p for p in named if p.ndim > 1]},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
     make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    return make(parameters, **dict(o), fused=fused or None)
+    return make(named, **o, fused=fused or None)
 
 
 def cost(name: str, o: Options, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

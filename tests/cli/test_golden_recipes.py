@@ -52,8 +52,8 @@ def test_the_convolutional_network_on_mnist(run, mnist_folder):
 @pytest.mark.usefixtures("whole")
 def test_the_small_gpt_on_shakespeare(run, data_root):
     found = train(run, "shakespeare-gpt", "--data-dir", data_root)
-    # Measured: 1.903, and 1.901 and 1.909 from seeds 2 and 1.
-    assert found["steps"] == 2000 and found["test_loss"] <= 1.92
+    # Measured: 1.787.
+    assert found["steps"] == 2000 and found["test_loss"] <= 1.82
 
 
 @pytest.mark.data
