@@ -310,10 +310,19 @@ class Composites(Primitives):
     def _standardized(self, x: Array, over: Shape, eps: float) -> tuple[Array, Array, Array, Array]:
         """(x - mean) / sqrt(var + eps) with the mean and the variance over the axes `over`; then
         mean, var and 1/sqrt(var + eps), with those axes kept at size one."""
-        mean = self.mean(x, axis=over, keepdims=True)
-        var = self.var(x, axis=over, keepdims=True)
+        wide = self._wide(x)
+        mean = self.mean(wide, axis=over, keepdims=True)
+        var = self.var(wide, axis=over, keepdims=True)
         rstd = self.reciprocal(self.sqrt(self.add(var, eps)))
-        return self.multiply(self.subtract(x, mean), rstd), mean, var, rstd
+        y = self.multiply(self.subtract(wide, mean), rstd)
+        if wide is x:
+            return y, mean, var, rstd
+        y, mean, var, rstd = (self.astype(a, x.dtype) for a in (y, mean, var, rstd))
+        return y, mean, var, rstd
+
+    def _wide(self, x: Array) -> Array:
+        """x, as float32 where it is float16, whose squares overflow from 256 on."""
+        return self.astype(x, "float32") if x.dtype == "float16" else x
 
     def _standardized_backward(self, g: Array, xhat: Array, rstd: Array, over: Shape) -> Array:
         """rstd * (g - mean(g) - xhat * mean(g * xhat)): the cotangent of x where g is xhat's."""

@@ -114,9 +114,13 @@ class NormKernels(Composites):
         y, rstd : the result, and 1/sqrt(mean(x**2) + eps) with the normalised axes kept at size
             one.
         """
-        power = self.mean(self.square(x), axis=tuple(range(-axes, 0)), keepdims=True)
+        wide = self._wide(x)
+        power = self.mean(self.square(wide), axis=tuple(range(-axes, 0)), keepdims=True)
         rstd = self.reciprocal(self.sqrt(self.add(power, eps)))
-        return self._scaled(self.multiply(x, rstd), weight, None), rstd
+        y = self.multiply(wide, rstd)
+        if wide is not x:
+            y, rstd = self.astype(y, x.dtype), self.astype(rstd, x.dtype)
+        return self._scaled(y, weight, None), rstd
 
     def rms_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int

@@ -216,8 +216,8 @@ def rms_norm(
     input : (..., *normalized_shape).
     normalized_shape : lengths of the axes to normalise over.
     weight : of shape `normalized_shape`, or None.
-    eps : added to the mean of the squares; None for the distance from 1 to the next number of the
-        input's dtype.
+    eps : added to the mean of the squares; None for the distance from 1 to the next number: of
+        float64 for such an input, else of float32.
 
     Raises
     ------
@@ -226,7 +226,8 @@ def rms_norm(
     """
     shape = _normalized("rms_norm", input, normalized_shape, weight=weight)
     if eps is None:
-        eps = _spacing(input.dtype)
+        # As in PyTorch: half precision's own spacing is larger than many a mean square.
+        eps = float(np.finfo(np.float64 if input.dtype == np.float64 else np.float32).eps)
     return apply(RMS_NORM, input, weight, axes=len(shape), eps=eps)
 
 
@@ -254,11 +255,6 @@ def _normalized(
                 "normalized_shape"
             )
     return shape
-
-
-def _spacing(dtype: np.dtype) -> float:
-    """Distance from 1 to the next number."""
-    return float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7  # bfloat16 is unknown there
 
 
 def _channels(name: str, input: Tensor, channels_last: bool) -> int:

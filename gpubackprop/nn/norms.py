@@ -342,8 +342,8 @@ class RMSNorm(Module):
     Parameters
     ----------
     normalized_shape : lengths of the last axes, or the length of the last one.
-    eps : added to the mean square; None for the distance from 1 to the next number of the input's
-        dtype.
+    eps : added to the mean square; None for the distance from 1 to the next number of float64 for
+        such an input, else of float32.
     elementwise_affine : whether there is a weight.
     device, dtype : of the weight.
 

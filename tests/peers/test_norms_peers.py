@@ -123,3 +123,30 @@ def test_a_mean_that_is_large_beside_the_spread():
             torch.tensor(x, dtype=torch.float64).movedim(-1, 1), None, None, training=True
         )
         np.testing.assert_allclose(y, z.movedim(1, -1).numpy(), atol=4e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, x: m.layer_norm(x, (5,)),
+        lambda m, x: m.rms_norm(x, (5,)),
+        lambda m, x: m.group_norm(x, 2),
+        lambda m, x: m.batch_norm(x, None, None, training=True),
+        lambda m, x: m.instance_norm(x),
+    ],
+    ids=["layer", "rms", "group", "batch", "instance"],
+)
+def test_half_precision_of_any_scale(call, scale):
+    """Squares of half precision overflow from 256 on, and vanish below 3e-4."""
+    rng = np.random.default_rng(0)
+    x, dy = ((rng.standard_normal((4, 6, 5)) * s).astype("float16") for s in (scale, 1.0))
+    a, b = gb.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y, z = call(F, a), call(torch.nn.functional, b)
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y.numpy(), z.detach().numpy(), rtol=4e-3, atol=4e-3)
+    (y * gb.tensor(dy)).sum().backward()
+    z.backward(torch.tensor(dy))
+    want = b.grad.numpy().astype("float64")
+    error = np.abs(a.grad.numpy() - want).max()
+    assert error <= 1e-2 * np.abs(want).max()
