@@ -211,6 +211,14 @@ def test_interpolate(axes, target, dtype):
         resized({**target, "mode": linear, "align_corners": corners}, IMAGES[axes], dtype)
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_factor_that_adds_no_pixel(axes):
+    linear = ("linear", "bilinear", "trilinear")[axes - 1]
+    for corners in (False, True):
+        options = {"scale_factor": 1.05, "mode": linear, "align_corners": corners}
+        resized(options, IMAGES[axes], "float64")
+
+
 def test_interpolate_with_a_size_for_each_axis():
     for target in ({"size": (9, 3)}, {"size": (18, 10)}, {"scale_factor": (0.5, 2.5)}):
         for mode in ("nearest", "bilinear"):
