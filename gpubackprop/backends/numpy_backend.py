@@ -13,11 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends import numpy_shared as shared
 from gpubackprop.backends import philox, special
 from gpubackprop.backends.base import Numerics
 from gpubackprop.backends.numpy_attention import NumPyAttention
 from gpubackprop.backends.numpy_convolution import NumPyConvolution
-from gpubackprop.backends.numpy_fused import FusedKernels, add_over, max_over, min_over
+from gpubackprop.backends.numpy_fused import (
+    MANY,
+    ONE,
+    FusedKernels,
+    add_over,
+    leading,
+    max_over,
+    min_over,
+    sum_of_rows,
+)
 from gpubackprop.backends.numpy_images import NumPyImage
 from gpubackprop.backends.numpy_norms import NumPyNorm
 from gpubackprop.backends.numpy_recurrent import NumPyRecurrent
@@ -27,12 +37,11 @@ from gpubackprop.backends.updates import Updates
 # Optimizer updates run over slices of this many elements: eight float32 arrays of 128 KiB each
 # stay in a core's L2 cache.
 UPDATE_BLOCK = 32768
-
+# Fewer elements than this are not worth another thread.
+UPDATE_SHARE = 1 << 17
 
 # From this many elements on, choosing between an array and 0 by bits is faster than np.where.
 MASK_FROM = 2048
-WORDS = {np.dtype(f"f{n}"): np.dtype(f"i{n}") for n in (2, 4, 8)}
-_ONE = np.int8(1)
 
 
 def _is_zero(x: Any) -> bool:
@@ -46,17 +55,10 @@ def _maskable(condition: Any, x: Any) -> bool:
         isinstance(condition, np.ndarray)
         and isinstance(x, np.ndarray)
         and x.size >= MASK_FROM
-        and x.dtype in WORDS
+        and x.dtype in shared.WORDS
         and condition.dtype.char == "?"
         and condition.shape == x.shape
     )
-
-
-def _masked(mask: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """`x` where `mask` (int8) is -1, all bits set, and 0.0 where it is 0: NaN and infinity too."""
-    word = WORDS[x.dtype]
-    bits = mask.astype(word)
-    return np.bitwise_and(bits, x.view(word), bits).view(x.dtype)
 
 
 def in_blocks(update: Callable[..., None]) -> Callable[..., None]:
@@ -64,10 +66,12 @@ def in_blocks(update: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(update)
     def blocked(self: NumPyBackend, *arrays: Array | None, **options: Any) -> None:
-        size = arrays[0].size  # type: ignore[union-attr]
-        for start in range(0, size, UPDATE_BLOCK):
-            part = slice(start, start + UPDATE_BLOCK)
+        def work(start: int, stop: int) -> None:
+            part = slice(start, stop)
             update(self, *(None if a is None else a[part] for a in arrays), **options)
+
+        size = arrays[0].size  # type: ignore[union-attr]
+        shared.in_blocks(work, size, UPDATE_BLOCK, UPDATE_SHARE)
 
     return blocked
 
@@ -98,6 +102,12 @@ class NumPyBackend(
     ) -> Array:
         if x.dtype == np.float16:
             return super().sum(x, axis, keepdims, out)
+        if x.size >= MANY and out is None and x.dtype in ONE and x.flags.c_contiguous:
+            lead = leading(axis)
+            if 0 < lead < x.ndim:
+                kept = x.shape[lead:]
+                total = sum_of_rows(x.reshape(-1, math.prod(kept)))
+                return total.reshape((1,) * lead + kept if keepdims else kept)
         return add_over(x, axis, None, out, keepdims)
 
     def max(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -118,9 +128,9 @@ class NumPyBackend(
 
     def where(self, condition: Array, x1: Array, x2: Array) -> Array:
         if _is_zero(x2) and _maskable(condition, x1):
-            return _masked(np.negative(condition.view(np.int8)), x1)
+            return shared.masked(condition, True, x1)
         if _is_zero(x1) and _maskable(condition, x2):
-            return _masked(np.subtract(condition.view(np.int8), _ONE), x2)
+            return shared.masked(condition, False, x2)
         return np.where(condition, x1, x2)
 
     def erf(self, x: Array, out: Array | None = None) -> Array:

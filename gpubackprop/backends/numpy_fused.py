@@ -9,11 +9,13 @@ half a microsecond less when a constant is an array without axes instead of a Py
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends import numpy_gelu
+from gpubackprop.backends import numpy_shared as shared
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.primitives import Array
 
@@ -30,6 +32,10 @@ ZERO, HALF, ONE = _constant(0.0), _constant(0.5), _constant(1.0)
 # Of a matrix with few columns, reductions over a row are slow: it is transposed for them.
 NARROW = 32
 MANY_ROWS = 64
+# From this many elements on, the kernels of ``numpy_shared.py`` and ``sum_of_rows`` are faster.
+MANY = 8192
+# Elements of the rows that are added up together, at most.
+WIDE = 2048
 
 # Any: NumPy's stubs know `out` and `keepdims` by name only.
 add_over: Any = np.add.reduce
@@ -76,10 +82,15 @@ class FusedKernels(ArrayBackend):
 
     def relu(self, x: Array) -> Array:
         zero = ZERO.get(x.dtype)
-        return np.maximum(x, 0 if zero is None else zero)
+        y = shared.relu(x) if zero is not None and x.size >= MANY else None
+        return np.maximum(x, 0 if zero is None else zero) if y is None else y
 
     def relu_backward(self, dy: Array, y: Array) -> Array:
         zero = ZERO.get(y.dtype)
+        if zero is not None and y.size >= MANY and dy.shape == y.shape and dy.dtype == y.dtype:
+            dx = shared.relu_backward(dy, y, zero)
+            if dx is not None:
+                return dx
         return self.where(np.greater(y, 0 if zero is None else zero), dy, 0.0)
 
     def gelu(self, x: Array) -> Array:
@@ -227,6 +238,26 @@ class FusedKernels(ArrayBackend):
 def all_like(x: np.ndarray, *others: Any) -> bool:
     """Whether `x` is an array that the fast paths are for, and the others share its dtype."""
     return x.dtype in ONE and all(a is None or a.dtype == x.dtype for a in others) and x.ndim > 0
+
+
+def sum_of_rows(rows: np.ndarray) -> np.ndarray:
+    """Sum over the first axis of a C-contiguous matrix (n, columns).
+
+    NumPy is slow where it adds short rows, so k neighbours are added as one long row first, and
+    then the k rows of that sum. It also keeps digits: each sum is a shorter one.
+    """
+    n, columns = rows.shape
+    k = max(min(WIDE // columns, math.isqrt(n)), 1)
+    whole = n - n % k
+    total = add_over(add_over(rows[:whole].reshape(-1, k * columns), 0).reshape(k, columns), 0)
+    return np.add(total, add_over(rows[whole:], 0), total) if whole < n else total
+
+
+def leading(axis: Any) -> int:
+    """How many axes `axis` stands for, if they are the first ones; otherwise 0."""
+    if isinstance(axis, tuple):
+        return len(axis) if axis == tuple(range(len(axis))) else 0
+    return int(axis == 0)
 
 
 def _at(target: np.ndarray, classes: int) -> np.ndarray:

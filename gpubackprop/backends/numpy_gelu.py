@@ -10,11 +10,14 @@ the largest relative error, weighted with exp(-a**2 / 2) or at least 0.05, over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
+from gpubackprop.backends.numpy_shared import in_blocks
+
 BLOCK = 32768  # four arrays of 128 KiB
+SHARE = 1 << 16  # elements that are worth a thread
 LARGE = np.float32(30.0)  # from here on the tail is 0, and infinity and NaN need care
 
 _F = np.float32
@@ -33,6 +36,7 @@ _FIRST, *_REST = (
         0.10352628673468359,
     )
 )
+_ZEROS = np.zeros(BLOCK, _F)
 _SIGN = np.array(-(2**31), np.int32)
 
 Exact = Callable[..., np.ndarray]
@@ -47,14 +51,20 @@ def gelu(x: np.ndarray, exact: Exact) -> np.ndarray:
     exact : what is called with a block where an element is large, infinite or NaN.
     """
     y = np.empty(x.shape, x.dtype)
-    for part, out, a, t, e in _blocks(x, y):
+    flat, results = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
+
+    def work(start: int, stop: int) -> None:
+        part, out = flat[start:stop], results[start:stop]
+        a, t, e = np.empty((3, stop - start), _F)
         if not _tail(part, a, t, e):
             out[...] = exact(part)
-            continue
+            return
         np.multiply(t, e, t)
         np.multiply(t, a, t)
-        np.maximum(part, 0, out=out)
+        np.maximum(part, _ZEROS[: part.size], out=out)
         np.subtract(out, t, out)
+
+    in_blocks(work, x.size, BLOCK, SHARE)
     return y
 
 
@@ -62,14 +72,15 @@ def gelu_backward(dy: np.ndarray, x: np.ndarray, exact: Exact) -> np.ndarray:
     """dy (Phi(x) + x phi(x)); with w = Phi(-|x|) - |x| phi(x) the slope is 1 - w for x > 0, else
     w."""
     dx = np.empty(x.shape, x.dtype)
+    flat, results = np.ascontiguousarray(x).reshape(-1), dx.reshape(-1)
     cotangents = np.ascontiguousarray(dy).reshape(-1)
-    start = 0
-    for part, out, a, t, e in _blocks(x, dx):
-        g = cotangents[start : start + part.size]
-        start += part.size
+
+    def work(start: int, stop: int) -> None:
+        part, g, out = (array[start:stop] for array in (flat, cotangents, results))
+        a, t, e = np.empty((3, stop - start), _F)
         if not _tail(part, a, t, e):
             out[...] = exact(g, part)
-            continue
+            return
         np.multiply(a, _DENSITY, a)
         np.subtract(t, a, t)
         np.multiply(t, e, t)
@@ -79,16 +90,9 @@ def gelu_backward(dy: np.ndarray, x: np.ndarray, exact: Exact) -> np.ndarray:
         np.bitwise_xor(bits, sign, bits)
         np.add(t, _HALF, t)
         np.multiply(t, g, out)
+
+    in_blocks(work, x.size, BLOCK, SHARE)
     return dx
-
-
-def _blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """Stretches of `x` and of its result `y`, each with three arrays to compute in."""
-    flat, out = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
-    scratch = np.empty((3, min(BLOCK, flat.size)), _F)
-    for start in range(0, flat.size, BLOCK):
-        part = flat[start : start + BLOCK]
-        yield part, out[start : start + BLOCK], *scratch[:, : part.size]
 
 
 def _tail(x: np.ndarray, a: np.ndarray, t: np.ndarray, e: np.ndarray) -> bool:
