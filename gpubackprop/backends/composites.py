@@ -55,14 +55,18 @@ class Composites(Primitives):
 
     def mean(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         """Arithmetic mean; integers give float64."""
-        return self.divide(self.sum(x, axis=axis, keepdims=keepdims), self.count(x.shape, axis))
+        wide = self._wide(x)  # the sum may be beyond half precision where the mean is not
+        mean = self.divide(self.sum(wide, axis=axis, keepdims=keepdims), self.count(x.shape, axis))
+        return mean if wide is x else self.astype(mean, x.dtype)
 
     def var(self, x: Array, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Array:
         """Mean squared deviation, divided by ``n - ddof``; two passes, so that a large mean costs
         no digits."""
-        deviation = self.subtract(x, self.mean(x, axis=axis, keepdims=True))
+        wide = self._wide(x)
+        deviation = self.subtract(wide, self.mean(wide, axis=axis, keepdims=True))
         total = self.sum(self.square(deviation), axis=axis, keepdims=keepdims)
-        return self.divide(total, max(self.count(x.shape, axis) - ddof, 0))
+        var = self.divide(total, max(self.count(x.shape, axis) - ddof, 0))
+        return var if wide is x else self.astype(var, x.dtype)
 
     def logsumexp(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         """log(sum(exp(x))) without overflow: the largest element is taken out first (a constant to
@@ -322,7 +326,7 @@ class Composites(Primitives):
 
     def _wide(self, x: Array) -> Array:
         """x, as float32 where it is float16, whose squares overflow from 256 on."""
-        return self.astype(x, "float32") if x.dtype == "float16" else x
+        return self.astype(x, "float32") if x.dtype.char == "e" else x
 
     def _standardized_backward(self, g: Array, xhat: Array, rstd: Array, over: Shape) -> Array:
         """rstd * (g - mean(g) - xhat * mean(g * xhat)): the cotangent of x where g is xhat's."""

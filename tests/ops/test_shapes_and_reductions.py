@@ -469,3 +469,14 @@ class TestFunctions:
         assert x.any().item() and x.all().item() and not (x - 1.0).all().item()
         assert x.take([1, -1], axis=1).tolist() == [[2, 3], [5, 6]]
         assert x.clone().tolist() == x.tolist() and (+x) is x
+
+
+def test_moments_of_half_precision_may_have_larger_sums():
+    x = np.full((64, 64), 100.0, np.float16)
+    x[0] = 80.0
+    t = gb.tensor(x, requires_grad=True)
+    for found, expected in ((t.mean(), x.astype("f8").mean()), (t.var(), x.astype("f8").var())):
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found.item(), expected, rtol=1e-3)
+    t.mean().backward()
+    np.testing.assert_allclose(t.grad.numpy(), np.float16(1 / 4096), rtol=1e-3)
