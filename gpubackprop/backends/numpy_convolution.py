@@ -113,7 +113,8 @@ class NumPyConvolution(ArrayBackend):
         around = _as_convolution(g)
         one_each = groups == channels > 1
         ratio = outputs * math.prod(spatial) / (channels * g.rows)
-        if around is not None and not one_each and ratio <= AS_CONVOLUTION:
+        several = one_each and outputs > channels
+        if around is not None and not several and ratio <= AS_CONVOLUTION:
             return self.conv(dy, _turned(weight, groups), None, stride, around, dilation, groups)
         dx = np.empty(shape, dy.dtype)
         if one_each:
