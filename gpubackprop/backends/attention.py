@@ -3,7 +3,8 @@
 Definitions, like those of ``composites.py``: a backend may override any of them. They work through
 blocks of queries, so that memory grows with the length of the sequences and not with its square
 (Rabe & Staats 2021; Dao et al. 2022, "FlashAttention"): of the weights only the logarithm of each
-row's sum is kept, and the derivative computes them again.
+row's sum is kept, and the derivative computes them again. Scores and weights are of float32 at
+least, as in FlashAttention: half precision ends at 65504, and a score can be beyond.
 """
 
 from __future__ import annotations
@@ -80,12 +81,17 @@ class AttentionKernels(Composites):
         lse : (B, H, Tq) logarithm of the sum of the exponentials of each row of scores, at least in
             float32; +infinity for a query that may attend to nothing.
         """
+        given = (q, k, v, mask)
+        if _has_half(given):
+            y, lse = self.attention(
+                *self._attention_wide(given), causal, past, scale, p, seed, stream, offset
+            )
+            return _cast(self, y, _joint(given)), lse
         (b, h, tq, _), (tk, dv) = q.shape, v.shape[-2:]
         dtypes = [a.dtype for a in (q, k, mask) if a is not None and a.dtype != np.bool_]
         if not tk:
-            dtype = np.result_type(*dtypes)
-            y = self.zeros((b, h, tq, dv), np.result_type(dtype, v.dtype))
-            return y, self.full((b, h, tq), math.inf, _wide(dtype))
+            y = self.zeros((b, h, tq, dv), _joint(given))
+            return y, self.full((b, h, tq), math.inf, np.result_type(*dtypes))
         ys, sums = [], []
         for rows in query_blocks(tq, b * h * tk):
             s = self._attention_scores(q, k, mask, causal, past, scale, rows)
@@ -101,12 +107,11 @@ class AttentionKernels(Composites):
                     w, self._attention_keep(q, tk, rows, p, seed, stream, offset), p
                 )
             ys.append(self._attention_per_head(self.matmul(self._attention_grouped(w, k), v), q))
-            total, top = (_cast(self, x, _wide(x.dtype)) for x in (total, top))
             sums.append(self.where(nothing, math.inf, self.add(self.log(total), top)))
         if not ys:
             s = self._attention_scores(q, k, mask, causal, past, scale, (0, 0))
             ys = [self._attention_per_head(self.matmul(self._attention_grouped(s, k), v), q)]
-            sums = [_cast(self, self.sum(s, axis=-1, keepdims=True), _wide(s.dtype))]
+            sums = [self.sum(s, axis=-1, keepdims=True)]
         return self._attention_joined(ys), self.reshape(self._attention_joined(sums), (b, h, tq))
 
     def attention_backward(
@@ -132,11 +137,16 @@ class AttentionKernels(Composites):
         ds = w * (dw - sum(dw * w)), where the inner sum over a row equals sum(dy * y) (Dao et al.
         2022, appendix B.2); then dq = scale * ds k and dk = scale * ds^T q.
         """
+        options = (causal, past, scale, p, seed, stream, offset)
+        given = (dy, q, k, v, mask, y)
+        if _has_half(given):
+            found = self.attention_backward(*self._attention_wide(given), lse, *options)
+            dq, dk, dv = (_cast(self, x, _joint(given)) for x in found)
+            return dq, dk, dv
         tq, tk = q.shape[2], k.shape[2]
         dqs: list[Array] = []
         dks: list[Array] = []
         dvs: list[Array] = []
-        options = (causal, past, scale, p, seed, stream, offset)
         for rows in query_blocks(tq, q.shape[0] * q.shape[1] * tk) if tk else ():
             ds, w = self._attention_scores_backward(dy, q, k, v, mask, y, lse, *options, rows)
             dqs.append(self._attention_per_head(self.matmul(self._attention_grouped(ds, k), k), q))
@@ -171,9 +181,13 @@ class AttentionKernels(Composites):
         offset: int = 0,
     ) -> Array:
         """Cotangent of a mask of numbers: that of the scores, summed over what was broadcast."""
+        options = (causal, past, scale, p, seed, stream, offset)
+        given = (dy, q, k, v, mask, y)
+        if _has_half(given):
+            found = self.attention_mask_backward(*self._attention_wide(given), lse, *options)
+            return _cast(self, found, _joint(given))
         tq, tk = q.shape[2], k.shape[2]
         shape = (1,) * (4 - mask.ndim) + mask.shape
-        options = (causal, past, scale, p, seed, stream, offset)
         parts = []
         for rows in query_blocks(tq, q.shape[0] * q.shape[1] * tk) if tk else ():
             ds, _ = self._attention_scores_backward(dy, q, k, v, mask, y, lse, *options, rows)
@@ -214,6 +228,11 @@ class AttentionKernels(Composites):
         )
         first, second = (self.getitem(x, (..., cut)) for cut in cuts)
         return first, second
+
+    def _attention_wide(self, given: tuple[Array | None, ...]) -> list[Any]:
+        """The arrays of numbers, in float32 at least."""
+        dtype = _wide(_joint(given))
+        return [x if x is None or x.dtype == np.bool_ else _cast(self, x, dtype) for x in given]
 
     # A block of queries, from the first row up to the second.
     def _attention_rows(self, x: Array, rows: tuple[int, int]) -> Array:
@@ -330,8 +349,7 @@ class AttentionKernels(Composites):
         """Cotangents of a block's scores, and its weights as they met the values."""
         s = self._attention_scores(q, k, mask, causal, past, scale, rows)
         total = self.reshape(lse, (*lse.shape, 1))
-        shifted = self.subtract(_cast(self, s, lse.dtype), self._attention_rows(total, rows))
-        w = _cast(self, self.exp(shifted), s.dtype)
+        w = self.exp(self.subtract(s, self._attention_rows(total, rows)))
         dy, y = self._attention_rows(dy, rows), self._attention_rows(y, rows)
         dw = self._attention_per_head(
             self.matmul(self._attention_grouped(dy, k), self._attention_swapped(v)), q
@@ -345,8 +363,18 @@ class AttentionKernels(Composites):
 
 
 def _wide(dtype: Any) -> np.dtype:
-    """The dtype of a sum's logarithm: half precision would cost the derivative its digits."""
+    """The dtype that scores and weights have."""
     return np.result_type(dtype, np.float32)
+
+
+def _has_half(given: tuple[Array | None, ...]) -> bool:
+    """Whether an array is of half precision, in which a score of ten thousands is infinite."""
+    return any(x is not None and x.dtype.char == "e" for x in given)
+
+
+def _joint(given: tuple[Array | None, ...]) -> np.dtype:
+    """The dtype of what arrays of numbers are combined to."""
+    return np.result_type(*[x.dtype for x in given if x is not None and x.dtype != np.bool_])
 
 
 def _cast(kernels: Composites, x: Array, dtype: Any) -> Array:

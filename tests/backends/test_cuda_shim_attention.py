@@ -121,3 +121,15 @@ def test_the_offset_may_live_on_the_device(backend):
     found = backend.attention(q, q, q, offset=np.array(2**40, np.uint64), **place)
     for got, want in zip(found, expected, strict=True):
         testing.require_close("offset", got, want, 1e-12)
+
+
+def test_scores_beyond_half_precision(backend):
+    q, k, v = (fill((1, 1, 3, 16), i).astype(np.float16) for i in range(3))
+    big = (q * np.float16(200.0), k * np.float16(200.0), v)
+    dy = fill(v.shape, 4).astype(np.float16)
+    y, lse = backend.attention(*big, None)
+    wide, _ = AttentionKernels.attention(NUMPY, *[x.astype(np.float64) for x in big], None)
+    assert lse.max() > 65504
+    np.testing.assert_allclose(y, wide, atol=1e-2)
+    for found in backend.attention_backward(dy, *big, None, y, lse):
+        assert np.isfinite(found).all()
