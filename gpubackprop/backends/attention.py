@@ -83,9 +83,8 @@ class AttentionKernels(Composites):
         """
         given = (q, k, v, mask)
         if _has_half(given):
-            y, lse = self.attention(
-                *self._attention_wide(given), causal, past, scale, p, seed, stream, offset
-            )
+            q, k, v, mask = self._attention_wide(given)
+            y, lse = self.attention(q, k, v, mask, causal, past, scale, p, seed, stream, offset)
             return _cast(self, y, _joint(given)), lse
         (b, h, tq, _), (tk, dv) = q.shape, v.shape[-2:]
         dtypes = [a.dtype for a in (q, k, mask) if a is not None and a.dtype != np.bool_]
@@ -140,7 +139,8 @@ class AttentionKernels(Composites):
         options = (causal, past, scale, p, seed, stream, offset)
         given = (dy, q, k, v, mask, y)
         if _has_half(given):
-            found = self.attention_backward(*self._attention_wide(given), lse, *options)
+            dy, q, k, v, mask, y = self._attention_wide(given)
+            found = self.attention_backward(dy, q, k, v, mask, y, lse, *options)
             dq, dk, dv = (_cast(self, x, _joint(given)) for x in found)
             return dq, dk, dv
         tq, tk = q.shape[2], k.shape[2]
@@ -184,8 +184,9 @@ class AttentionKernels(Composites):
         options = (causal, past, scale, p, seed, stream, offset)
         given = (dy, q, k, v, mask, y)
         if _has_half(given):
-            found = self.attention_mask_backward(*self._attention_wide(given), lse, *options)
-            return _cast(self, found, _joint(given))
+            dy, q, k, v, mask, y = self._attention_wide(given)
+            dmask = self.attention_mask_backward(dy, q, k, v, mask, y, lse, *options)
+            return _cast(self, dmask, _joint(given))
         tq, tk = q.shape[2], k.shape[2]
         shape = (1,) * (4 - mask.ndim) + mask.shape
         parts = []
