@@ -85,12 +85,11 @@ class AttentionKernels(Composites):
         if _has_half(given):
             q, k, v, mask = self._attention_wide(given)
             y, lse = self.attention(q, k, v, mask, causal, past, scale, p, seed, stream, offset)
-            return _cast(self, y, _joint(given)), lse
+            return self.astype(y, _joint(given)), lse
         (b, h, tq, _), (tk, dv) = q.shape, v.shape[-2:]
-        dtypes = [a.dtype for a in (q, k, mask) if a is not None and a.dtype != np.bool_]
         if not tk:
             y = self.zeros((b, h, tq, dv), _joint(given))
-            return y, self.full((b, h, tq), math.inf, np.result_type(*dtypes))
+            return y, self.full((b, h, tq), math.inf, _joint((q, k, mask)))
         ys, sums = [], []
         for rows in query_blocks(tq, b * h * tk):
             s = self._attention_scores(q, k, mask, causal, past, scale, rows)
@@ -141,7 +140,7 @@ class AttentionKernels(Composites):
         if _has_half(given):
             dy, q, k, v, mask, y = self._attention_wide(given)
             found = self.attention_backward(dy, q, k, v, mask, y, lse, *options)
-            dq, dk, dv = (_cast(self, x, _joint(given)) for x in found)
+            dq, dk, dv = (self.astype(x, _joint(given)) for x in found)
             return dq, dk, dv
         tq, tk = q.shape[2], k.shape[2]
         dqs: list[Array] = []
@@ -186,7 +185,7 @@ class AttentionKernels(Composites):
         if _has_half(given):
             dy, q, k, v, mask, y = self._attention_wide(given)
             dmask = self.attention_mask_backward(dy, q, k, v, mask, y, lse, *options)
-            return _cast(self, dmask, _joint(given))
+            return self.astype(dmask, _joint(given))
         tq, tk = q.shape[2], k.shape[2]
         shape = (1,) * (4 - mask.ndim) + mask.shape
         parts = []
@@ -232,8 +231,8 @@ class AttentionKernels(Composites):
 
     def _attention_wide(self, given: tuple[Array | None, ...]) -> list[Any]:
         """The arrays of numbers, in float32 at least."""
-        dtype = _wide(_joint(given))
-        return [x if x is None or x.dtype == np.bool_ else _cast(self, x, dtype) for x in given]
+        dtype = np.result_type(_joint(given), np.float32)
+        return [x if x is None or x.dtype == np.bool_ else self.astype(x, dtype) for x in given]
 
     # A block of queries, from the first row up to the second.
     def _attention_rows(self, x: Array, rows: tuple[int, int]) -> Array:
@@ -363,11 +362,6 @@ class AttentionKernels(Composites):
         return self.multiply(w, self.subtract(dw, inner)), dropped
 
 
-def _wide(dtype: Any) -> np.dtype:
-    """The dtype that scores and weights have."""
-    return np.result_type(dtype, np.float32)
-
-
 def _has_half(given: tuple[Array | None, ...]) -> bool:
     """Whether an array is of half precision, in which a score of ten thousands is infinite."""
     return any(x is not None and x.dtype.char == "e" for x in given)
@@ -376,10 +370,6 @@ def _has_half(given: tuple[Array | None, ...]) -> bool:
 def _joint(given: tuple[Array | None, ...]) -> np.dtype:
     """The dtype of what arrays of numbers are combined to."""
     return np.result_type(*[x.dtype for x in given if x is not None and x.dtype != np.bool_])
-
-
-def _cast(kernels: Composites, x: Array, dtype: Any) -> Array:
-    return x if x.dtype == dtype else kernels.astype(x, dtype)
 
 
 def broadcasts(mask: Shape, scores: Shape) -> bool:
