@@ -3,25 +3,28 @@
 NumPy is slow where an axis that it loops over innermost is short, and a batch of images with the
 channels last has few channels. So neighbouring places are taken together: (R, C) as (R / k, k * C),
 and a number for each channel as k copies of them. Images that lie in memory with the channels first
-are taken as they lie. All passes run over blocks that stay in a core's cache; the sums of
-blocks, and of neighbouring places, are short ones of their own, which also keeps their digits.
+are taken as they lie. All passes run over blocks that stay in a core's cache, shared among threads;
+the sums of blocks, and of neighbouring places, are short ones of their own, which also keeps their
+digits, and are added up in the order of the blocks, whatever the number of threads.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.cpu_threads import in_parts, threads
 from gpubackprop.backends.numpy_fused import add_over, all_like
 from gpubackprop.backends.primitives import Array
 
-# Elements of a block: a few float32 arrays of this size stay in a core's L2 cache.
-BLOCK = 65536
+# Elements of a block. Ones that fit the L2 cache would be smaller, but then threads that call NumPy
+# often wait for each other.
+BLOCK = 1 << 18
 # Elements of a row of places that are taken together, at most. From 8192 on, the size of NumPy's
 # own buffers, a broadcast operand costs no more than an array of full size.
 WIDE = 16384
@@ -29,6 +32,13 @@ WIDE = 16384
 NARROW = 1024
 # With fewer rows a sample, the copies of its numbers and the sums of its rows would grow too large.
 ROWS = 16
+# Fewer elements than this are not worth another thread, which starts its work three times.
+SHARE = 1 << 19
+# Where means are no more than this many standard deviations from zero, x need not be centred before
+# it is scaled: two bits are lost at most.
+NEAR = 4.0
+
+R = TypeVar("R")
 
 
 class NumPyNorm(ArrayBackend):
@@ -65,10 +75,13 @@ class NumPyNorm(ArrayBackend):
         source, target = channels.view(x), channels.view(y)
         by = channels.spread(scale, x.dtype)
         plus = None if shift is None else channels.spread(shift, x.dtype)
-        for block, place in channels.blocks():
+
+        def work(block: Any, place: Any, _: np.ndarray) -> None:
             part = np.multiply(source[block], by[place], target[block])
             if plus is not None:
                 np.add(part, plus[place], part)
+
+        channels.share(work, x.dtype)
         return y
 
     def group_norm(
@@ -172,6 +185,31 @@ class Channels:
                 block = (slice(i, i + several), slice(j, j + part))
                 yield block, block if self.first else block[:1]
 
+    def share(self, work: Callable[[Any, Any, np.ndarray], R], dtype: np.dtype) -> list[R]:
+        """``work(block, place, scratch)`` for every block, at the same time; the results in the
+        order of the blocks. `scratch` has the block's shape, and belongs to the thread."""
+        blocks = list(self.blocks())
+        inner = self.lengths[2]
+
+        def several(first: int, last: int) -> list[R]:
+            memory = np.empty(max(BLOCK, inner), dtype)
+            results = []
+            for block, place in blocks[first:last]:
+                shape = [len(range(n)[cut]) for n, cut in zip(self.lengths, block, strict=False)]
+                scratch = memory[: math.prod(shape) * inner].reshape(*shape, inner)
+                results.append(work(block, place, scratch))
+            return results
+
+        parts = min(threads(), math.prod(self.lengths) // SHARE)
+        return [r for part in in_parts(several, len(blocks), parts) for r in part]
+
+    def total(self, pieces: list[tuple[Any, np.ndarray]], dtype: np.dtype) -> np.ndarray:
+        """Sums of blocks, each with the place of its channels, added up: see ``totals``."""
+        sums = self.zeros(dtype)
+        for place, piece in pieces:
+            sums[place] += piece
+        return self.totals(sums)
+
     def spread(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """(C,) or (samples, C) numbers, so that they stand beside the elements of a view."""
         samples, inner, outer = self.lengths
@@ -240,24 +278,42 @@ def _normalised(
     """y in the dtype of x; mean, var and rstd (samples, groups) in double precision."""
     y = channels.empty(x)
     source, target = channels.view(x), channels.view(y)
-    sums, squares = channels.zeros(x.dtype), channels.zeros(x.dtype)
-    for block, place in channels.blocks():
-        sums[place] += channels.sums(source[block])
-    mean = channels.means(channels.totals(sums))
+
+    def add(block: Any, place: Any, _: np.ndarray) -> tuple[Any, np.ndarray]:
+        return place, channels.sums(source[block])
+
+    mean = channels.means(channels.total(channels.share(add, x.dtype), x.dtype))
     centre = channels.spread(channels.each(mean), x.dtype)
-    for block, place in channels.blocks():
-        deviation = np.subtract(source[block], centre[place], target[block])
-        squares[place] += channels.products(deviation, deviation)
-    var = channels.means(channels.totals(squares))
+
+    def square(block: Any, place: Any, scratch: np.ndarray) -> tuple[Any, np.ndarray]:
+        deviation = np.subtract(source[block], centre[place], scratch)
+        return place, channels.products(deviation, deviation)
+
+    var = channels.means(channels.total(channels.share(square, x.dtype), x.dtype))
     rstd = 1.0 / np.sqrt(var + eps)
-    scale = channels.each(rstd)
-    by = channels.spread(scale if weight is None else scale * weight, x.dtype)
-    plus = None if bias is None else channels.spread(bias, x.dtype)
-    for block, place in channels.blocks():
-        part = np.multiply(target[block], by[place], target[block])
+    near = _near(mean, rstd)
+    scale = channels.each(rstd) if weight is None else channels.each(rstd) * weight
+    shift = bias
+    if near:
+        shift = channels.each(mean) * -scale + (0.0 if bias is None else bias)
+    by = channels.spread(scale, x.dtype)
+    plus = None if shift is None else channels.spread(shift, x.dtype)
+
+    def write(block: Any, place: Any, _: np.ndarray) -> None:
+        part = source[block]
+        if not near:
+            part = np.subtract(part, centre[place], target[block])
+        part = np.multiply(part, by[place], target[block])
         if plus is not None:
             np.add(part, plus[place], part)
+
+    channels.share(write, x.dtype)
     return y, mean, var, rstd
+
+
+def _near(mean: np.ndarray, rstd: np.ndarray) -> bool:
+    """Whether all means are near zero, for their standard deviations."""
+    return bool(np.abs(mean * rstd).max() <= NEAR)
 
 
 def _cotangents(
@@ -277,16 +333,23 @@ def _cotangents(
     """
     dx = channels.empty(x)
     source, given, target = channels.view(x), channels.view(dy), channels.view(dx)
-    centre = channels.spread(channels.each(mean), x.dtype)
-    sums, products = channels.zeros(x.dtype), channels.zeros(x.dtype)
-    scratch = np.empty(max(BLOCK, channels.lengths[2]), x.dtype)
-    for block, place in channels.blocks():
+    near = _near(mean, rstd)
+    middle = channels.each(mean)
+    centre = None if near else channels.spread(middle, x.dtype)
+
+    def add(block: Any, place: Any, scratch: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
         part, out = source[block], given[block]
-        deviation = np.subtract(part, centre[place], scratch[: part.size].reshape(part.shape))
-        sums[place] += channels.sums(out)
-        products[place] += channels.products(deviation, out)
+        if centre is not None:
+            part = np.subtract(part, centre[place], scratch)
+        return place, channels.sums(out), channels.products(part, out)
+
+    pieces = channels.share(add, x.dtype)
+    offset = channels.total([(place, sums) for place, sums, _ in pieces], x.dtype)
+    slope = channels.total([(place, products) for place, _, products in pieces], x.dtype)
+    if near:
+        slope = slope - middle * offset
     r = channels.each(rstd).astype(np.float64)
-    offset, slope = channels.totals(sums), channels.totals(products) * r
+    slope = slope * r
     dweight, dbias = add_over(slope, 0).astype(x.dtype), add_over(offset, 0).astype(x.dtype)
     if weight is not None:
         offset, slope = offset * weight, slope * weight
@@ -296,14 +359,20 @@ def _cotangents(
         along = along + dvar * (2.0 / channels.count)
     if dmean is not None:
         plus = plus + dmean / channels.count
+    if near:
+        plus = plus - middle * along
     by = channels.spread(r if weight is None else r * weight, x.dtype)
     along, plus = channels.spread(along, x.dtype), channels.spread(plus, x.dtype)
-    for block, place in channels.blocks():
-        part = np.subtract(source[block], centre[place], target[block])
-        np.multiply(part, along[place], part)
+
+    def write(block: Any, place: Any, scratch: np.ndarray) -> None:
+        part = source[block]
+        if centre is not None:
+            part = np.subtract(part, centre[place], target[block])
+        part = np.multiply(part, along[place], target[block])
         np.add(part, plus[place], part)
-        out = np.multiply(given[block], by[place], scratch[: part.size].reshape(part.shape))
-        np.add(part, out, part)
+        np.add(part, np.multiply(given[block], by[place], scratch), part)
+
+    channels.share(write, x.dtype)
     return dx, dweight, dbias
 
 

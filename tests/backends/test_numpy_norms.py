@@ -17,10 +17,20 @@ from tests.backends.support import norms_cases
 NUMPY = NumPyBackend()
 
 
-@pytest.fixture(params=[(7, 4, 4, 1), (40, 24, 12, 2), (300, 64, 16, 1)], ids=str)
+SIZES = [(7, 4, 4, 1), (40, 24, 12, 2), (300, 64, 16, 1)]
+
+
+@pytest.fixture(params=SIZES, ids=str)
 def small_blocks(request, monkeypatch):
-    for name, value in zip(("BLOCK", "WIDE", "NARROW", "ROWS"), request.param, strict=True):
+    make_small(monkeypatch, *request.param)
+
+
+def make_small(monkeypatch, *sizes, threads=2):
+    """Blocks of a few elements, each worth a thread."""
+    for name, value in zip(("BLOCK", "WIDE", "NARROW", "ROWS"), sizes, strict=True):
         monkeypatch.setattr(numpy_norms, name, value)
+    monkeypatch.setattr(numpy_norms, "SHARE", 1)
+    monkeypatch.setattr(numpy_norms, "threads", lambda: threads)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -34,6 +44,38 @@ def test_many_blocks_give_what_the_definition_says(small_blocks, kernel, dtype):
         bound = testing.tolerance(dtype, arguments[0].size)
         for got, want in zip(found, expected, strict=True):
             testing.require_close(f"{kernel} {note}", got, want, bound, scale)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("kernel", [n for n in composites.COMPOSITES if norms_cases.knows(n)])
+def test_each_bit_is_the_same_for_any_number_of_threads(monkeypatch, kernel, sizes):
+    for _, arguments, options in norms_cases.cases(kernel):
+        results = []
+        for threads in (1, 2, 5):
+            make_small(monkeypatch, *sizes, threads=threads)
+            run = composites.run(NUMPY, getattr(NUMPY, kernel), arguments, options, "float32")
+            results.append([a.tobytes() for a in run])
+        assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.5, 4.5, 1000.0])
+def test_means_far_from_zero_cost_few_digits(mean):
+    rng = np.random.default_rng(8)
+    exact = (rng.standard_normal((8, 9, 9, 6)) + mean).astype(np.float32).astype(np.float64)
+    dy, weight, bias = rng.standard_normal(exact.shape), *rng.standard_normal((2, 6))
+    x, given, w, b = (a.astype(np.float32) for a in (exact, dy, weight, bias))
+    assert numpy_norms._near(x.mean((0, 1, 2)), 1 / x.std((0, 1, 2))) == (mean < 4.0)
+    y, *moments = NUMPY.batch_norm(x, w, b, 1e-5)
+    wanted, *exactly = NUMPY.batch_norm(exact, *(a.astype(np.float64) for a in (w, b)), 1e-5)
+    # x itself is known to this much, in standard deviations.
+    step = float(np.spacing(np.float32(max(mean, 4.0))))
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=4 * step)
+    found = NUMPY.batch_norm_backward(given, x, w, moments[0], moments[2])
+    gradients = NUMPY.batch_norm_backward(
+        given.astype(np.float64), exact, w.astype(np.float64), exactly[0], exactly[2]
+    )
+    for got, want in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=np.sqrt(len(x) * 81) * 4 * step)
 
 
 @pytest.mark.parametrize("groups", [None, 2])
