@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import numpy_gelu
+from gpubackprop.backends import numpy_gelu, numpy_rows
 from gpubackprop.backends import numpy_shared as shared
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.primitives import Array
@@ -191,6 +191,8 @@ class FusedKernels(ArrayBackend):
     ) -> tuple[Array, Array, Array]:
         if not all_like(x, weight, bias):
             return super().layer_norm(x, weight, bias, axes, eps)
+        if x.size >= MANY and numpy_rows.of_features(x, axes, weight, bias):
+            return numpy_rows.normalised(x, weight, bias, axes, eps, True)
         over = tuple(range(x.ndim - axes, x.ndim))
         n = self.count(x.shape, over)
         mean = add_over(x, over, None, None, True)
@@ -213,6 +215,8 @@ class FusedKernels(ArrayBackend):
     ) -> tuple[Array, Array]:
         if not all_like(x, weight, dy):
             return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
+        if x.size >= MANY and dy.shape == x.shape and numpy_rows.of_features(x, axes, weight):
+            return numpy_rows.cotangents(dy, x, weight, mean, rstd, axes)
         over = tuple(range(x.ndim - axes, x.ndim))
         n = self.count(x.shape, over)
         xhat = np.subtract(x, mean)

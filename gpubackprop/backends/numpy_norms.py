@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gpubackprop.backends import numpy_rows
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.cpu_threads import in_parts, threads
 from gpubackprop.backends.numpy_fused import add_over, all_like
@@ -102,35 +103,18 @@ class NumPyNorm(ArrayBackend):
     def rms_norm(
         self, x: Array, weight: Array | None, axes: int, eps: float
     ) -> tuple[Array, Array]:
-        if not all_like(x, weight) or not x.size:
+        if not (all_like(x, weight) and x.size and numpy_rows.of_features(x, axes, weight)):
             return super().rms_norm(x, weight, axes, eps)
-        rows, kept = _rows(x, axes)
-        rstd = np.einsum("ij,ij->i", rows, rows)[:, None]
-        np.divide(rstd, rows.shape[1], rstd)
-        np.add(rstd, eps, rstd)
-        np.sqrt(rstd, rstd)
-        np.reciprocal(rstd, rstd)
-        y = np.multiply(rows, rstd)
-        if weight is not None:
-            np.multiply(y, weight.reshape(-1), y)
-        return y.reshape(x.shape), rstd.reshape(kept)
+        y, _, rstd = numpy_rows.normalised(x, weight, None, axes, eps, False)
+        return y, rstd
 
     def rms_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int
     ) -> tuple[Array, Array]:
-        if not all_like(x, dy, weight) or not x.size or dy.shape != x.shape:
+        fit = all_like(x, dy, weight) and numpy_rows.of_features(x, axes, weight)
+        if not fit or not x.size or dy.shape != x.shape:
             return super().rms_norm_backward(dy, x, weight, rstd, axes)
-        rows, _ = _rows(x, axes)
-        out, scale = dy.reshape(rows.shape), rstd.reshape(-1, 1)
-        xhat = np.multiply(rows, scale)
-        dweight = np.einsum("ij,ij->j", out, xhat)
-        g = out if weight is None else np.multiply(out, weight.reshape(-1))
-        slope = np.einsum("ij,ij->i", g, xhat)[:, None]
-        np.divide(slope, rows.shape[1], slope)
-        np.multiply(xhat, slope, xhat)
-        dx = np.subtract(g, xhat, xhat)
-        np.multiply(dx, scale, dx)
-        return dx.reshape(x.shape), dweight.reshape(x.shape[x.ndim - axes :])
+        return numpy_rows.cotangents(dy, x, weight, None, rstd, axes)
 
 
 class Channels:
@@ -379,9 +363,3 @@ def _cotangents(
 def _fit(x: np.ndarray, *others: Any) -> bool:
     """Whether the fast passes are for these arrays."""
     return all_like(x, *others) and x.ndim > 1 and x.size > 0
-
-
-def _rows(x: np.ndarray, axes: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """x as (rows, values of the last `axes` axes), and its shape with those axes at size one."""
-    lead = x.shape[: x.ndim - axes]
-    return x.reshape(math.prod(lead), -1), lead + (1,) * axes
