@@ -11,7 +11,7 @@ from gpubackprop.autograd import tape
 from gpubackprop.autograd.operation import REGISTRY
 from gpubackprop.autograd.reductions import Reductions
 from gpubackprop.autograd.tape import NUMBERS, apply
-from gpubackprop.backends import Array, Axis, Backend, Shape
+from gpubackprop.backends import Array, Axis, Backend, Shape, as_dtype
 from gpubackprop.backends.composites import normalize_axes
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 
@@ -259,7 +259,7 @@ class ArrayMethods(Reductions):
 
     def astype(self, dtype: Any) -> Tensor:
         """The values with another dtype."""
-        return apply(REGISTRY["astype"], self, dtype=np.dtype(dtype))
+        return apply(REGISTRY["astype"], self, dtype=as_dtype(dtype))
 
     def copy(self) -> Tensor:
         """The same values in memory of their own, with the history."""

@@ -12,7 +12,7 @@ from gpubackprop.autograd.chain_rule import run_backward
 from gpubackprop.autograd.changes import CHANGES
 from gpubackprop.autograd.methods import ArrayMethods
 from gpubackprop.autograd.tape import Node
-from gpubackprop.backends import Array, Backend, Shape, backend_of, get_backend
+from gpubackprop.backends import Array, Backend, Shape, as_dtype, backend_of, get_backend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 
 
@@ -285,6 +285,7 @@ def tensor(
         If `data` is not numeric, or derivatives are asked of an integer dtype.
     """
     source = None
+    dtype = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
         source, data = data.backend, data.array
     if hasattr(data, "dtype") and hasattr(data, "shape"):

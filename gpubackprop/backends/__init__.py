@@ -2,6 +2,7 @@
 
 from gpubackprop.backends.base import Backend, Numerics, kernel_names
 from gpubackprop.backends.device import Choice, backend_of, canonical, choose, get_backend
+from gpubackprop.backends.dtypes import as_dtype
 from gpubackprop.backends.primitives import Array, Axis, DType, Shape
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "DType",
     "Numerics",
     "Shape",
+    "as_dtype",
     "backend_of",
     "canonical",
     "choose",

@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from gpubackprop.backends import normal_quantile
+from gpubackprop.backends.dtypes import as_dtype
 from gpubackprop.backends.philox import random_bits
 from gpubackprop.backends.primitives import DType, Shape
 from gpubackprop.errors import ConfigError, DTypeError
@@ -29,7 +30,7 @@ def as_shape(shape: int | Shape) -> Shape:
 
 
 def as_float_dtype(dtype: DType) -> np.dtype:
-    dtype = np.dtype(dtype)
+    dtype = as_dtype(dtype)
     if dtype.kind not in "fV":  # extension types such as bfloat16 report kind "V"
         raise DTypeError(f"random numbers of dtype {dtype} are not real numbers; use a float dtype")
     return dtype

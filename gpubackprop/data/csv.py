@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import suggest
+from gpubackprop.backends import as_dtype
 from gpubackprop.data.reading import MAX_BYTES, Unpacked, open_file
 from gpubackprop.errors import ConfigError, DataError
 
@@ -110,7 +111,7 @@ def read_csv(
     _check_encoding(encoding)
     with open_file(path, "CSV file") as stream:
         source = Unpacked(stream, path, "CSV file", max_bytes)
-        reader = _Reader(source, delimiter, encoding, np.dtype(dtype), task)
+        reader = _Reader(source, delimiter, encoding, as_dtype(dtype), task)
         return reader.read(target, header)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop import suggest
+from gpubackprop.backends import as_dtype
 from gpubackprop.errors import ConfigError, DataError
 
 Array = np.ndarray[Any, Any]
@@ -106,7 +107,7 @@ def fit_scaling(
         }
         offset, scale = _mean_and_deviation(samples, axes[kind])
     scale = np.where((scale > 0) & np.isfinite(scale), scale, 1.0)
-    return Scaling(offset, scale, np.dtype(dtype))
+    return Scaling(offset, scale, as_dtype(dtype))
 
 
 def one_hot(labels: Array, classes: int, dtype: Any = np.float32) -> Array:

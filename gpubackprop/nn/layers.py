@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Tensor
-from gpubackprop.backends import Backend, get_backend
+from gpubackprop.backends import Backend, as_dtype, get_backend
 from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
@@ -30,7 +30,7 @@ def _size(owner: str, name: str, value: int, smallest: int = 1) -> int:
 
 def _empty(shape: tuple[int, ...], device: Device, dtype: Any) -> Parameter:
     backend = get_backend(device)
-    return Parameter(backend.zeros(shape, np.dtype(dtype)), device=backend)
+    return Parameter(backend.zeros(shape, as_dtype(dtype)), device=backend)
 
 
 class Linear(Module):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Tensor
-from gpubackprop.backends import Backend, get_backend
+from gpubackprop.backends import Backend, as_dtype, get_backend
 from gpubackprop.backends.random import Generator
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import init
@@ -49,7 +49,7 @@ def sinusoidal_positions(
         cosine.
     """
     angles = _angles(offset, offset + length, -(-width // 2), width, base)
-    table = np.empty((length, width), np.dtype(dtype))
+    table = np.empty((length, width), as_dtype(dtype))
     table[:, 0::2] = np.sin(angles)
     table[:, 1::2] = np.cos(angles[:, : width // 2])
     backend = get_backend(device)

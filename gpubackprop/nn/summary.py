@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gpubackprop.autograd import Tensor, no_grad
-from gpubackprop.backends import Shape, get_backend
+from gpubackprop.backends import Shape, as_dtype, get_backend
 from gpubackprop.nn.module import Module
 
 
@@ -71,7 +69,7 @@ def output_shapes(root: Module, input_shape: Shape, dtype: Any) -> dict[int, str
         for module in modules:
             watch(module)
         with no_grad():
-            root(Tensor(backend.zeros(input_shape, np.dtype(dtype)), backend))
+            root(Tensor(backend.zeros(input_shape, as_dtype(dtype)), backend))
     finally:
         for module, mode, own in zip(modules, modes, kept, strict=True):
             object.__setattr__(module, "training", mode)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Tensor
-from gpubackprop.backends import get_backend
+from gpubackprop.backends import as_dtype, get_backend
 from gpubackprop.backends.random import Generator
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
@@ -378,5 +378,5 @@ class Transformer(Module):
         """(sz, sz) numbers to add to scores: 0 where a position may attend, to itself and those
         before it, and -infinity elsewhere."""
         backend = get_backend(device)
-        table = np.triu(np.full((sz, sz), -math.inf, np.dtype(dtype)), 1)
+        table = np.triu(np.full((sz, sz), -math.inf, as_dtype(dtype)), 1)
         return Tensor(backend.asarray(table), backend)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Operation, Sample, Spec
-from gpubackprop.backends import Axis, DType, Shape
+from gpubackprop.backends import Axis, DType, Shape, as_dtype
 from gpubackprop.errors import ShapeError
 from gpubackprop.ops.define import BROADCAST_SHAPES, ODD_SHAPES, check_axis, result_dtype, same_spec
 
@@ -252,7 +252,7 @@ def _astype_backward(K: Any, call: Any, dy: Any, *, dtype: DType) -> Any:
 
 
 def _astype_infer(x: Spec, *, dtype: DType) -> Spec:
-    return Spec(x.shape, np.dtype(dtype))
+    return Spec(x.shape, as_dtype(dtype))
 
 
 def _astype_samples(rng: np.random.Generator) -> Iterable[Sample]:

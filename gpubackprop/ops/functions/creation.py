@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpubackprop.autograd import Tensor, tensor
-from gpubackprop.backends import Backend, DType, Shape, get_backend
+from gpubackprop.backends import Backend, DType, Shape, as_dtype, get_backend
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.ops.functions.operands import Operand, as_tensor
 
@@ -115,7 +115,7 @@ def full(
     backend = get_backend(device)
     if dtype is None:
         dtype = {bool: np.bool_, int: np.int64}.get(type(fill_value), np.float32)
-    array = backend.full(_lengths(shape), fill_value, np.dtype(dtype))
+    array = backend.full(_lengths(shape), fill_value, as_dtype(dtype))
     return _made(array, backend, requires_grad)
 
 
@@ -223,7 +223,7 @@ def arange(
         whole = all(isinstance(v, (int, np.integer)) for v in (start, stop, step))
         dtype = np.int64 if whole else np.float32
     backend = get_backend(device)
-    return _made(backend.arange(start, stop, step, np.dtype(dtype)), backend, requires_grad)
+    return _made(backend.arange(start, stop, step, as_dtype(dtype)), backend, requires_grad)
 
 
 def linspace(
@@ -252,7 +252,7 @@ def linspace(
     if num < 0:
         raise ShapeError(f"linspace: num must not be negative, not {num}")
     backend = get_backend(device)
-    array = backend.asarray(np.linspace(start, stop, num, dtype=np.dtype(dtype)))
+    array = backend.asarray(np.linspace(start, stop, num, dtype=as_dtype(dtype)))
     return _made(array, backend, requires_grad)
 
 
@@ -282,7 +282,7 @@ def eye(
     backend = get_backend(device)
     numbers = backend.reshape(backend.arange(0, rows, 1, np.dtype(np.int64)), (rows, 1))
     hit = backend.equal(numbers, backend.arange(0, columns, 1, np.dtype(np.int64)))
-    return _made(backend.astype(hit, np.dtype(dtype)), backend, requires_grad)
+    return _made(backend.astype(hit, as_dtype(dtype)), backend, requires_grad)
 
 
 def _lengths(shape: int | Sequence[int]) -> Shape:
