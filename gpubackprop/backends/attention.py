@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.composites import Composites
+from gpubackprop.backends.composites import Composites, is_half
 from gpubackprop.backends.primitives import Array, Shape
 
 TILE = 2**20
@@ -82,7 +82,7 @@ class AttentionKernels(Composites):
             float32; +infinity for a query that may attend to nothing.
         """
         given = (q, k, v, mask)
-        if _has_half(given):
+        if any(map(is_half, given)):
             q, k, v, mask = self._attention_wide(given)
             y, lse = self.attention(q, k, v, mask, causal, past, scale, p, seed, stream, offset)
             return self.astype(y, _joint(given)), lse
@@ -137,7 +137,7 @@ class AttentionKernels(Composites):
         """
         options = (causal, past, scale, p, seed, stream, offset)
         given = (dy, q, k, v, mask, y)
-        if _has_half(given):
+        if any(map(is_half, given)):
             dy, q, k, v, mask, y = self._attention_wide(given)
             found = self.attention_backward(dy, q, k, v, mask, y, lse, *options)
             dq, dk, dv = (self.astype(x, _joint(given)) for x in found)
@@ -182,7 +182,7 @@ class AttentionKernels(Composites):
         """Cotangent of a mask of numbers: that of the scores, summed over what was broadcast."""
         options = (causal, past, scale, p, seed, stream, offset)
         given = (dy, q, k, v, mask, y)
-        if _has_half(given):
+        if any(map(is_half, given)):
             dy, q, k, v, mask, y = self._attention_wide(given)
             dmask = self.attention_mask_backward(dy, q, k, v, mask, y, lse, *options)
             return self.astype(dmask, _joint(given))
@@ -360,11 +360,6 @@ class AttentionKernels(Composites):
             dw, dropped = self.dropout_backward(dw, keep, p), self.dropout_backward(w, keep, p)
         inner = self.sum(self.multiply(dy, y), axis=-1, keepdims=True)
         return self.multiply(w, self.subtract(dw, inner)), dropped
-
-
-def _has_half(given: tuple[Array | None, ...]) -> bool:
-    """Whether an array is of half precision, in which a score of ten thousands is infinite."""
-    return any(x is not None and x.dtype.char == "e" for x in given)
 
 
 def _joint(given: tuple[Array | None, ...]) -> np.dtype:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from numbers import Integral
 
+import numpy as np
+
 from gpubackprop.backends.primitives import Array, Axis, DType, Primitives, Shape
 
 SQRT_HALF = math.sqrt(0.5)
@@ -34,6 +36,11 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         if not -ndim <= a < ndim:
             raise ValueError(f"axis {a} is out of range for {ndim} axes")
     return tuple(a % ndim for a in axes)
+
+
+def is_half(x: Array | None) -> bool:
+    """Whether an array is of half precision, which ends at 65504."""
+    return x is not None and x.dtype.char == "e"
 
 
 class Composites(Primitives):
@@ -291,8 +298,12 @@ class Composites(Primitives):
         Returns
         -------
         y, mean, rstd : the result, and mean and 1/sqrt(var + eps) with the normalised axes kept at
-            size one.
+            size one, in float32 at least.
         """
+        if is_half(x):
+            wide, scale, shift = self._wide(x), self._wide(weight), self._wide(bias)
+            y, mean, rstd = self.layer_norm(wide, scale, shift, axes, eps)
+            return self._like(y, x, weight, bias), mean, rstd
         y, mean, _, rstd = self._standardized(x, tuple(range(-axes, 0)), eps)
         return self._scaled(y, weight, bias), mean, rstd
 
@@ -304,6 +315,10 @@ class Composites(Primitives):
         With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - xhat * mean(g
         * xhat)), and dweight = sum(dy * xhat) over the leading axes. (The bias's is the sum of dy.)
         """
+        if is_half(x):
+            out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
+            dx, dweight = self.layer_norm_backward(out, wide, scale, mean, rstd, axes)
+            return self._like(dx, x, dy), self._like(dweight, x, dy)
         over = tuple(range(-axes, 0))
         xhat = self.multiply(self.subtract(x, mean), rstd)
         g = dy if weight is None else self.multiply(dy, weight)
@@ -314,19 +329,18 @@ class Composites(Primitives):
     def _standardized(self, x: Array, over: Shape, eps: float) -> tuple[Array, Array, Array, Array]:
         """(x - mean) / sqrt(var + eps) with the mean and the variance over the axes `over`; then
         mean, var and 1/sqrt(var + eps), with those axes kept at size one."""
-        wide = self._wide(x)
-        mean = self.mean(wide, axis=over, keepdims=True)
-        var = self.var(wide, axis=over, keepdims=True)
+        mean = self.mean(x, axis=over, keepdims=True)
+        var = self.var(x, axis=over, keepdims=True)
         rstd = self.reciprocal(self.sqrt(self.add(var, eps)))
-        y = self.multiply(self.subtract(wide, mean), rstd)
-        if wide is x:
-            return y, mean, var, rstd
-        y, mean, var, rstd = (self.astype(a, x.dtype) for a in (y, mean, var, rstd))
-        return y, mean, var, rstd
+        return self.multiply(self.subtract(x, mean), rstd), mean, var, rstd
 
     def _wide(self, x: Array) -> Array:
         """x, as float32 where it is float16, whose squares overflow from 256 on."""
-        return self.astype(x, "float32") if x.dtype.char == "e" else x
+        return self.astype(x, "float32") if is_half(x) else x
+
+    def _like(self, result: Array, *given: Array | None) -> Array:
+        """What was computed in float32, in the dtype that the given arrays are combined to."""
+        return self.astype(result, np.result_type(*[a.dtype for a in given if a is not None]))
 
     def _standardized_backward(self, g: Array, xhat: Array, rstd: Array, over: Shape) -> Array:
         """rstd * (g - mean(g) - xhat * mean(g * xhat)): the cotangent of x where g is xhat's."""

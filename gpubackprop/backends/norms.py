@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from gpubackprop.backends.composites import Composites
+from gpubackprop.backends.composites import Composites, is_half
 from gpubackprop.backends.primitives import Array, Shape
 
 
@@ -25,8 +25,12 @@ class NormKernels(Composites):
         Returns
         -------
         y, mean, var, rstd : the result; the channels' mean, their variance (divided by n) and
-            1/sqrt(var + eps), each (C,).
+            1/sqrt(var + eps), each (C,) and in float32 at least.
         """
+        if is_half(x):
+            wide, scale, shift = self._wide(x), self._wide(weight), self._wide(bias)
+            y, mean, var, rstd = self.batch_norm(wide, scale, shift, eps)
+            return self._like(y, x, weight, bias), mean, var, rstd
         y, *moments = self._standardized(x, tuple(range(x.ndim - 1)), eps)
         mean, var, rstd = (self.reshape(m, x.shape[-1:]) for m in moments)
         return self._scaled(y, weight, bias), mean, var, rstd
@@ -48,6 +52,11 @@ class NormKernels(Composites):
         channel of n values, dx = weight * rstd * (dy - dbias / n - xhat * dweight / n) + dmean / n
         + 2 * (x - mean) * dvar / n.
         """
+        if is_half(x):
+            out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
+            found = self.batch_norm_backward(out, wide, scale, mean, rstd, dmean, dvar)
+            dx, dweight, dbias = (self._like(a, x, dy) for a in found)
+            return dx, dweight, dbias
         over = tuple(range(x.ndim - 1))
         centred = self.subtract(x, mean)
         xhat = self.multiply(centred, rstd)
@@ -73,8 +82,13 @@ class NormKernels(Composites):
 
         Returns
         -------
-        y, mean, rstd : the result, and mean and 1/sqrt(var + eps), each (N, groups).
+        y, mean, rstd : the result, and mean and 1/sqrt(var + eps), each (N, groups) and in float32
+            at least.
         """
+        if is_half(x):
+            wide, scale, shift = self._wide(x), self._wide(weight), self._wide(bias)
+            y, mean, rstd = self.group_norm(wide, scale, shift, groups, eps)
+            return self._like(y, x, weight, bias), mean, rstd
         xhat, mean, _, rstd = self._standardized(self._grouped(x, groups), (1, 3), eps)
         kept = (x.shape[0], groups)
         y = self._scaled(self.reshape(xhat, x.shape), weight, bias)
@@ -88,6 +102,11 @@ class NormKernels(Composites):
         With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - xhat * mean(g
         * xhat)) with the means over a group, dweight = sum(dy * xhat) and dbias = sum(dy).
         """
+        if is_half(x):
+            out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
+            found = self.group_norm_backward(out, wide, scale, mean, rstd, groups)
+            dx, dweight, dbias = (self._like(a, x, dy) for a in found)
+            return dx, dweight, dbias
         kept = (x.shape[0], 1, groups, 1)
         mean, rstd = self.reshape(mean, kept), self.reshape(rstd, kept)
         xhat = self.multiply(self.subtract(self._grouped(x, groups), mean), rstd)
@@ -112,15 +131,14 @@ class NormKernels(Composites):
         Returns
         -------
         y, rstd : the result, and 1/sqrt(mean(x**2) + eps) with the normalised axes kept at size
-            one.
+            one, in float32 at least.
         """
-        wide = self._wide(x)
-        power = self.mean(self.square(wide), axis=tuple(range(-axes, 0)), keepdims=True)
+        if is_half(x):
+            y, rstd = self.rms_norm(self._wide(x), self._wide(weight), axes, eps)
+            return self._like(y, x, weight), rstd
+        power = self.mean(self.square(x), axis=tuple(range(-axes, 0)), keepdims=True)
         rstd = self.reciprocal(self.sqrt(self.add(power, eps)))
-        y = self.multiply(wide, rstd)
-        if wide is not x:
-            y, rstd = self.astype(y, x.dtype), self.astype(rstd, x.dtype)
-        return self._scaled(y, weight, None), rstd
+        return self._scaled(self.multiply(x, rstd), weight, None), rstd
 
     def rms_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int
@@ -130,6 +148,10 @@ class NormKernels(Composites):
         With xhat = x * rstd and g = dy * weight: dx = rstd * (g - xhat * mean(g * xhat)), and
         dweight = sum(dy * xhat) over the leading axes.
         """
+        if is_half(x):
+            out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
+            dx, dweight = self.rms_norm_backward(out, wide, scale, rstd, axes)
+            return self._like(dx, x, dy), self._like(dweight, x, dy)
         xhat = self.multiply(x, rstd)
         g = self._scaled(dy, weight, None)
         slope = self.mean(self.multiply(g, xhat), axis=tuple(range(-axes, 0)), keepdims=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpubackprop.autograd import STATE, Tensor, tensor
-from gpubackprop.backends import Backend, Shape, get_backend
+from gpubackprop.backends import Backend, Shape, as_dtype, get_backend
 from gpubackprop.backends.random import Generator
 from gpubackprop.errors import ConfigError, DTypeError
 from gpubackprop.nn import state as _state
@@ -18,7 +18,6 @@ from gpubackprop.nn.parameter import Parameter
 from gpubackprop.suggest import unknown
 
 M = TypeVar("M", bound="Module")
-
 PARAMETER, BUFFER, MODULE, GENERATOR = "parameter", "buffer", "module", "generator"
 
 
@@ -254,13 +253,13 @@ class Module(_Bookkeeping):
         Parameters
         ----------
         device : a device name or backend; None leaves everything where it is.
-        dtype : float dtype for the parameters and the float buffers; None keeps theirs. An
-            optimizer that exists already holds state of the old dtype: make a new one.
+        dtype : float dtype for parameters and float buffers (running averages are in float32 at
+            least); None keeps theirs. An optimizer's state has the old one: make a new optimizer.
         """
         if isinstance(device, (type, np.dtype)):
             raise DTypeError(f"to: {device} is a dtype; write to(dtype=...)")
         if dtype is not None:
-            dtype = np.dtype(dtype)
+            dtype = as_dtype(dtype)
             if dtype.kind != "f":
                 raise DTypeError(f"to: {dtype} has no derivatives; parameters need a float dtype")
             for p in self.parameters():
@@ -269,12 +268,25 @@ class Module(_Bookkeeping):
         if target is not None and any(p.backend is not target for p in self.parameters()):
             Arena(self.parameters()).to(target)
         for module in self.modules():
+            kept = None if dtype is None else module._buffer_dtype(dtype)
             for name, b in list(module._own(BUFFER)):
-                moved = b if target is None else b.to(target)
-                if dtype is not None and b.dtype.kind == "f":
-                    moved = Tensor(moved.backend.astype(moved.array, dtype), moved.backend)
-                object.__setattr__(module, name, moved)
+                object.__setattr__(module, name, _state.moved(b, target, kept))
         return self
+
+    def _buffer_dtype(self, dtype: np.dtype) -> np.dtype:
+        return dtype  # of this module's own float buffers, beside parameters of `dtype`
+
+    def double(self: M) -> M:
+        """Parameters and float buffers in float64: ``to(dtype="float64")``."""
+        return self.to(dtype=np.float64)
+
+    def float(self: M) -> M:
+        """Parameters and float buffers in float32: ``to(dtype="float32")``."""
+        return self.to(dtype=np.float32)
+
+    def half(self: M) -> M:
+        """Parameters in float16: ``to(dtype="float16")``; running averages stay in float32."""
+        return self.to(dtype=np.float16)
 
     # State.
     def _state_entries(self) -> dict[str, Tensor]:

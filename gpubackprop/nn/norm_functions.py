@@ -137,6 +137,8 @@ def instance_norm(
     )
     if input.size and not (running_mean is None and running_var is None):
         kernels, x = input.backend, input.array
+        if x.dtype == np.float16:  # which cannot hold a variance beyond 65504
+            x = kernels.astype(x, np.float32)
         axes = tuple(range(1, x.ndim - 1) if channels_last else range(2, x.ndim))
         mean, var = kernels.mean(x, axis=axes), kernels.var(x, axis=axes, ddof=1)
         _move_towards(running_mean, kernels.mean(mean, axis=0), momentum)
@@ -302,7 +304,10 @@ def _by_running(
     root = apply(SQRT, var + eps)
     scale = 1.0 / root if weight is None else weight / root
     shift = -mean * scale if bias is None else bias - mean * scale
-    return _on_last(input, channels_last, lambda x: apply(SCALE_SHIFT, x, scale, shift))
+    y = _on_last(input, channels_last, lambda x: apply(SCALE_SHIFT, x, scale, shift))
+    # The averages may be wider than the input: the result is of the dtype that it has in training.
+    dtype = np.result_type(*[t.dtype for t in (input, weight, bias) if t is not None])
+    return y if y.dtype == dtype else y.astype(dtype)
 
 
 def _move_towards(running: Stats, value: Array, momentum: float | Array) -> None:

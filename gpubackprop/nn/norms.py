@@ -1,5 +1,4 @@
-"""Layers of normalisation: over a batch, over groups of channels, over each image, and by the root
-mean square."""
+"""Layers of normalisation: over a batch, groups of channels, an image, by the root mean square."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpubackprop.autograd import STATE, Tensor
-from gpubackprop.backends import get_backend
+from gpubackprop.backends import as_dtype, get_backend
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import init
 from gpubackprop.nn import norm_functions as F  # noqa: N812 - the field's abbreviation
@@ -76,21 +75,22 @@ class _Tracking(_Affine):
         self.channels_last = bool(channels_last)
         self._make_parameters((self.num_features,), affine, bias, device, dtype)
         backend, shape = get_backend(device), (self.num_features,)
+        wide = self._buffer_dtype(as_dtype(dtype))
         tracked = {
-            "running_mean": backend.zeros(shape, np.dtype(dtype)),
-            "running_var": backend.ones(shape, np.dtype(dtype)),
+            "running_mean": backend.zeros(shape, wide),
+            "running_var": backend.ones(shape, wide),
             "num_batches_tracked": backend.zeros((), np.dtype(np.int64)),
         }
         for name, array in tracked.items():
             self.register_buffer(name, Tensor(array, backend) if track_running_stats else None)
 
+    def _buffer_dtype(self, dtype: np.dtype) -> np.dtype:
+        return np.result_type(dtype, np.float32)  # half precision ends at 65504, or 256 squared
+
     def reset_running_stats(self) -> None:
         """Begin the running averages anew: mean 0, variance 1, no batches."""
-        for buffer, value in (
-            (self.running_mean, 0),
-            (self.running_var, 1),
-            (self.num_batches_tracked, 0),
-        ):
+        buffers = (self.running_mean, self.running_var, self.num_batches_tracked)
+        for buffer, value in zip(buffers, (0, 1, 0), strict=True):
             if buffer is not None:
                 full = buffer.backend.full(buffer.shape, value, buffer.dtype)
                 buffer.backend.copyto(buffer.array, full)
@@ -174,7 +174,7 @@ class BatchNorm2d(_BatchNorm):
     Attributes
     ----------
     weight, bias : (C,) parameters, ones and zeros at first, or None.
-    running_mean, running_var : (C,) buffers, or None. The variance is the unbiased one.
+    running_mean, running_var : (C,) buffers in float32 at least, or None. The variance is unbiased.
     num_batches_tracked : how many batches they have seen (int64), or None.
 
     Raises

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.backends import Backend
 from gpubackprop.backends.random import Generator
 from gpubackprop.errors import CheckpointError
 from gpubackprop.nn.parameter import Parameter, host_array
@@ -104,6 +105,14 @@ def generators(
     if faults:
         raise CheckpointError(f"{owner}: the random state does not fit: {'; '.join(faults)}")
     return fresh
+
+
+def moved(buffer: Tensor, target: Backend | None, dtype: np.dtype | None) -> Tensor:
+    """A buffer on another device, and with another dtype if it is of floats."""
+    result = buffer if target is None else buffer.to(target)
+    if dtype is None or buffer.dtype.kind != "f":
+        return result
+    return Tensor(result.backend.astype(result.array, dtype), result.backend)
 
 
 def cast(parameter: Parameter, dtype: np.dtype) -> None:

@@ -65,7 +65,7 @@ def _batch_norm_infer(
         )
     channels = x.shape[-1:]
     dtype = check_affine("batch_norm", x, channels, "the channels of", weight=weight, bias=bias)
-    moments = Spec(channels, result_dtype("sqrt", [x]))
+    moments = Spec(channels, np.result_type(result_dtype("sqrt", [x]), np.float32))
     return Spec(x.shape, dtype), moments, moments
 
 

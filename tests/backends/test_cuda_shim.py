@@ -214,10 +214,10 @@ def test_layer_norm_and_its_derivative(launch, shape, affine, dtype):
     x, dy = random(shape, dtype, 1) + dtype(3), random(shape, dtype, 2)
     weight, bias = (random(cols, dtype, 3), random(cols, dtype, 4)) if affine else (None, None)
     y, dx = np.empty_like(x), np.empty_like(x)
-    mean, rstd = np.empty((rows, 1), dtype), np.empty((rows, 1), dtype)
+    wide = np.float32 if dtype == np.float16 else dtype
+    mean, rstd = np.empty((rows, 1), wide), np.empty((rows, 1), wide)
     team, grid = geometry.over_rows(rows, cols)
     launch("layer_norm", (cpp(dtype), team), grid, x, weight, bias, y, mean, rstd, rows, cols, 1e-5)
-    wide = np.float32 if dtype == np.float16 else dtype
     up = [None if a is None else a.astype(wide) for a in (x, weight, bias)]
     expected = define("layer_norm", *up, 1, 1e-5)
     factor = 1 if cols > 1 else 1000  # a row of one element has no spread but rounding

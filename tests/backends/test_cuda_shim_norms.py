@@ -41,9 +41,10 @@ def compare(device, kernel, dtype, *arguments):
     found = getattr(device, kernel)(*there)
     expected = getattr(Backend, kernel)(NUMPY, *here)
     results = []
-    for got, want in zip(found, expected, strict=True):
+    for k, (got, want) in enumerate(zip(found, expected, strict=True)):
         got = device.to_numpy(got)
-        assert got.dtype == dtype
+        moment = k and not kernel.endswith("_backward")
+        assert got.dtype == (wide if moment else dtype)
         np.testing.assert_allclose(got, want, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
         results.append(got)
     return results
@@ -65,11 +66,30 @@ def test_group_norm_and_its_derivative(device, samples, places, channels, groups
 @pytest.mark.parametrize("shape", [(3, 50, 5), (700, 2), (5, 300), (2, 1)], ids=str)
 def test_batch_norm_and_its_derivative(device, shape, affine, dtype):
     x, dy = random(*shape, seed=1, dtype=dtype, mean=3.0), random(*shape, seed=2, dtype=dtype)
-    parts = [random(shape[-1], seed=s, dtype=dtype) for s in range(3, 7)]
+    wide = np.float64 if dtype == np.float64 else np.float32
+    parts = [
+        random(shape[-1], seed=s, dtype=d) for s, d in enumerate((dtype, dtype, wide, wide), 3)
+    ]
     weight, bias, dmean, dvar = parts if affine else (None, *parts[1:])
     _, mean, _, rstd = compare(device, "batch_norm", dtype, x, weight, bias, 1e-2)
     compare(device, "batch_norm_backward", dtype, dy, x, weight, mean, rstd)
     compare(device, "batch_norm_backward", dtype, dy, x, weight, mean, rstd, dmean, dvar)
+
+
+def test_a_variance_beyond_half_precision(device):
+    x = random(64, 3, seed=1, dtype=np.float16) * np.float16(1000.0)
+    y, mean, var, rstd = device.batch_norm(device.asarray(x), None, None, 1e-5)
+    wide = x.astype(np.float64)
+    assert device.to_numpy(var).min() > 65504
+    np.testing.assert_allclose(device.to_numpy(var), wide.var(0), rtol=1e-5)
+    dy = random(64, 3, seed=2, dtype=np.float16)
+    for got, want in zip(
+        device.batch_norm_backward(*map(device.asarray, (dy, x)), None, mean, rstd),
+        NUMPY.batch_norm_backward(dy.astype(float), wide, None, wide.mean(0), 1 / wide.std(0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(device.to_numpy(got), want, rtol=1e-2, atol=2e-2)
+    np.testing.assert_allclose(device.to_numpy(y), (wide - wide.mean(0)) / wide.std(0), atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: d.__name__)

@@ -6,8 +6,10 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn
 from gpubackprop.autograd import STATE
+from gpubackprop.backends import get_backend
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812
+from gpubackprop.testing import StandInBackend
 
 RNG = np.random.default_rng(5)
 
@@ -104,6 +106,53 @@ def test_state_has_pytorchs_names():
     assert layer.num_batches_tracked.dtype == np.int64
     assert layer.to(dtype=np.float64).running_var.dtype == np.float64
     assert layer.num_batches_tracked.dtype == np.int64
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.InstanceNorm1d])
+@pytest.mark.parametrize("how", ["dtype", "half"])
+def test_deviations_of_thousands_in_half_precision(make, how):
+    options = {"momentum": 1.0, "affine": True, "track_running_stats": True}
+    layer = make(3, dtype=np.float16, **options) if how == "dtype" else make(3, **options).half()
+    assert layer.weight.dtype == np.float16 and layer.running_var.dtype == np.float32
+    data = RNG.normal(size=(16, 3, 8), scale=3000.0).astype(np.float16)
+    t = gb.tensor(data, requires_grad=True)
+    y = layer(t)
+    wide = data.astype(np.float64)
+    over = (0, 2) if make is nn.BatchNorm1d else 2
+    centred = wide - wide.mean(over, keepdims=True)
+    expected = centred / wide.std(over, keepdims=True)
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y.numpy(), expected, atol=5e-3)
+    variances = wide.var(over, ddof=1).reshape(-1, 3).mean(0)
+    np.testing.assert_allclose(layer.running_var.numpy(), variances, rtol=1e-4)
+    (y * y).mean().backward()
+    assert t.grad.dtype == np.float16 and np.isfinite(t.grad.numpy()).all()
+    layer.eval()
+    y = layer(gb.tensor(data))
+    assert y.dtype == np.float16 and np.isfinite(y.numpy()).all() and y.numpy().any()
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "group_norm", "layer_norm", "rms_norm"])
+@pytest.mark.parametrize("backend", [get_backend("cpu"), StandInBackend()], ids=lambda b: b.device)
+def test_moments_of_half_precision_are_wider(name, backend):
+    """The derivative loses no digits to a rounded mean, nor the variance its range."""
+    data = RNG.normal(size=(4, 6, 6), scale=0.1, loc=40.0).astype(np.float16)
+    dy = RNG.normal(size=data.shape).astype(np.float16)
+    affine = (None,) if name == "rms_norm" else (None, None)
+    size = {"batch_norm": (), "group_norm": (3,), "layer_norm": (1,), "rms_norm": (1,)}[name]
+    results = []
+    for dtype in (np.float16, np.float64):
+        given = backend.asarray(data.astype(dtype))
+        y, *moments = getattr(backend, name)(given, *affine, *size, 1e-5)
+        assert all(m.dtype == np.result_type(dtype, np.float32) for m in moments)
+        if name == "batch_norm":
+            del moments[1]
+        backward = getattr(backend, f"{name}_backward")
+        found = backward(backend.asarray(dy.astype(dtype)), given, None, *moments, *size)
+        assert all(a.dtype == dtype for a in (y, *found))
+        results.append([backend.to_numpy(a) for a in (y, *found)])
+    for got, want in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3 * np.abs(want).max())
 
 
 def test_without_momentum_the_averages_are_plain_means():

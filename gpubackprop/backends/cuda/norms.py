@@ -24,7 +24,7 @@ class CudaNorm(DeviceArrays):
         if element is None or not x.size or x.ndim < 2:
             return super().batch_norm(x, weight, bias, eps)
         sizes, moments = _as_one_sample(x.shape), x.shape[-1:]
-        mean, var, rstd = (self.empty(moments, x.dtype) for _ in range(3))
+        mean, var, rstd = (self.empty(moments, _wide(element)) for _ in range(3))
         y = self._normalised(element, x, weight, bias, sizes, mean, var, rstd, eps)
         return y, mean, var, rstd
 
@@ -38,7 +38,7 @@ class CudaNorm(DeviceArrays):
         dmean: Array | None = None,
         dvar: Array | None = None,
     ) -> tuple[Array, Array, Array]:
-        element = self._element(x, dy, weight, mean, rstd, dmean, dvar)
+        element = self._slopes_element((x, dy, weight), (mean, rstd, dmean, dvar))
         if element is None or not x.size or x.ndim < 2 or dy.shape != x.shape:
             return super().batch_norm_backward(dy, x, weight, mean, rstd, dmean, dvar)
         sizes = _as_one_sample(x.shape)
@@ -63,18 +63,28 @@ class CudaNorm(DeviceArrays):
         if element is None or not x.size:
             return super().group_norm(x, weight, bias, groups, eps)
         sizes, moments = _as_samples(x.shape, groups), (x.shape[0], groups)
-        mean, rstd = self.empty(moments, x.dtype), self.empty(moments, x.dtype)
+        mean, rstd = (self.empty(moments, _wide(element)) for _ in range(2))
         y = self._normalised(element, x, weight, bias, sizes, mean, None, rstd, eps)
         return y, mean, rstd
 
     def group_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, groups: int
     ) -> tuple[Array, Array, Array]:
-        element = self._element(x, dy, weight, mean, rstd)
+        element = self._slopes_element((x, dy, weight), (mean, rstd))
         if element is None or not x.size or dy.shape != x.shape:
             return super().group_norm_backward(dy, x, weight, mean, rstd, groups)
         sizes = _as_samples(x.shape, groups)
         return self._cotangents(element, dy, x, weight, mean, rstd, None, None, sizes)
+
+    def _slopes_element(
+        self, given: tuple[Array | None, ...], moments: tuple[Array | None, ...]
+    ) -> str | None:
+        """The C++ type of the given arrays' elements where the kernels know it, and the moments are
+        of the type that it is computed in; else None."""
+        element = self._element(*given)
+        if element is None or any(m is not None and m.dtype != _wide(element) for m in moments):
+            return None
+        return element
 
     def _normalised(
         self,
@@ -91,24 +101,19 @@ class CudaNorm(DeviceArrays):
         """y; writes the moments."""
         samples, rows, channels, groups = sizes
         x, weight, bias = self._all_packed(x, weight, bias)
-        wide = _wide(element)
         span = geometry.channel_span(rows, samples * channels)
         spans = -(-rows // span)
-        part = self.empty((samples, spans, channels), wide)
-        moments = self.empty((2, samples, groups), wide)
+        part = self.empty((samples, spans, channels), _wide(element))
         count = x.size // (samples * groups)
         each = geometry.over(part.size)
         team, shape = geometry.over_rows(samples * groups, spans * (channels // groups))
         inner = (samples, spans, channels, groups, count, eps)
-        for centre, wide_out, out, root in (
-            (None, moments[0], mean, None),
-            (moments[0], moments[1], var, rstd),
-        ):
+        for centre, out, root in ((None, mean, None), (mean, var, rstd)):
             self.kernels.launch("channel_sum", (element,), each, x, centre, part, *sizes, span)
-            found = (part, wide_out, out, root)
+            found = (part, out, root)
             self.kernels.launch("group_moment", (element, team), shape, *found, *inner)
         y = self.empty(x.shape, x.dtype)
-        arrays = (x, moments[0], moments[1], weight, bias, y)
+        arrays = (x, mean, rstd, weight, bias, y)
         self.kernels.launch("group_norm", (element,), geometry.over(x.size), *arrays, *sizes)
         return y
 
@@ -166,7 +171,7 @@ class CudaNorm(DeviceArrays):
             return super().layer_norm(x, weight, bias, axes, eps)
         rows, cols, kept = _as_rows(x.shape, axes)
         y = self.empty(x.shape, x.dtype)
-        mean, rstd = self.empty(kept, x.dtype), self.empty(kept, x.dtype)
+        mean, rstd = (self.empty(kept, _wide(element)) for _ in range(2))
         team, shape = geometry.over_rows(rows, cols)
         arrays = (*self._all_packed(x, weight, bias), y, mean, rstd)
         self.kernels.launch("layer_norm", (element, team), shape, *arrays, rows, cols, eps)
@@ -175,7 +180,7 @@ class CudaNorm(DeviceArrays):
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
     ) -> tuple[Array, Array]:
-        element = self._element(x, dy, weight, mean, rstd)
+        element = self._slopes_element((x, dy, weight), (mean, rstd))
         if element is None or not x.size or dy.shape != x.shape:
             return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
         rows, cols, _ = _as_rows(x.shape, axes)
@@ -193,7 +198,7 @@ class CudaNorm(DeviceArrays):
         if element is None or not x.size:
             return super().rms_norm(x, weight, axes, eps)
         rows, cols, kept = _as_rows(x.shape, axes)
-        y, rstd = self.empty(x.shape, x.dtype), self.empty(kept, x.dtype)
+        y, rstd = self.empty(x.shape, x.dtype), self.empty(kept, _wide(element))
         team, shape = geometry.over_rows(rows, cols)
         arrays = (*self._all_packed(x, weight), y, rstd)
         self.kernels.launch("rms_norm", (element, team), shape, *arrays, rows, cols, eps)
@@ -202,7 +207,7 @@ class CudaNorm(DeviceArrays):
     def rms_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int
     ) -> tuple[Array, Array]:
-        element = self._element(x, dy, weight, rstd)
+        element = self._slopes_element((x, dy, weight), (rstd,))
         if element is None or not x.size or dy.shape != x.shape:
             return super().rms_norm_backward(dy, x, weight, rstd, axes)
         rows, cols, _ = _as_rows(x.shape, axes)

@@ -3,7 +3,8 @@
 // normalisation (Ioffe & Szegedy 2015) with the whole batch as one sample and a group for each channel.
 //
 // Sums over the rows go in two steps, so that they have one order: each thread sums one channel over `span` rows, then a team adds
-// up the sums of the spans. `part` is (samples, spans, channels). Moments are (samples, groups). `weight` and `bias` may be null.
+// up the sums of the spans. `part` is (samples, spans, channels). Moments are (samples, groups), of the type that is computed in: half
+// precision cannot hold a variance beyond 65504. `weight` and `bias` may be null.
 
 // Where the moments of a channel of a sample are.
 __device__ __forceinline__ i64 group_of(i64 sample, i64 channel, i64 channels, i64 groups) {
@@ -29,11 +30,11 @@ __global__ void channel_sum(const T* x, const typename Wide<T>::type* mean, type
   }
 }
 
-// The mean of a group's `count` values from the sums over spans: to `wide` and `out`. Where `rstd` is given the mean is that of the
-// squared deviations, and 1 / sqrt(it + eps) goes to `wide` and `rstd`. `out` may be null.
+// The mean of a group's `count` values from the sums over spans. Where `rstd` is given the mean is that of the squared deviations,
+// and 1 / sqrt(it + eps) goes to `rstd`. `out` may be null.
 template <typename T, int TEAM>
-__global__ void group_moment(const typename Wide<T>::type* part, typename Wide<T>::type* wide, T* out, T* rstd, i64 samples,
-                             i64 spans, i64 channels, i64 groups, i64 count, double eps) {
+__global__ void group_moment(const typename Wide<T>::type* part, typename Wide<T>::type* out, typename Wide<T>::type* rstd,
+                             i64 samples, i64 spans, i64 channels, i64 groups, i64 count, double eps) {
   typedef typename Wide<T>::type W;
   i64 size = channels / groups;
   for (i64 q = first_row<TEAM>(); q < samples * groups; q += row_step<TEAM>()) {
@@ -42,10 +43,8 @@ __global__ void group_moment(const typename Wide<T>::type* part, typename Wide<T
     for (i64 j = first_column<TEAM>(); j < spans * size; j += TEAM) v += first[j / size * channels + j % size];
     v = team_reduce<TEAM>(v, Plus()) / (W)count;
     if (first_column<TEAM>() == 0) {
-      W r = rstd ? W(1) / sqrt(v + (W)eps) : v;
-      wide[q] = r;
-      if (out) out[q] = static_cast<T>(v);
-      if (rstd) rstd[q] = static_cast<T>(r);
+      if (out) out[q] = v;
+      if (rstd) rstd[q] = W(1) / sqrt(v + (W)eps);
     }
   }
 }
@@ -66,15 +65,16 @@ __global__ void group_norm(const T* x, const typename Wide<T>::type* mean, const
 
 // Sums of dy, and behind them those of dy * xhat with xhat = (x - mean) * rstd: `part` is (2, samples, spans, channels).
 template <typename T>
-__global__ void channel_slopes(const T* dy, const T* x, const T* mean, const T* rstd, typename Wide<T>::type* part, i64 samples,
-                               i64 rows, i64 channels, i64 groups, i64 span) {
+__global__ void channel_slopes(const T* dy, const T* x, const typename Wide<T>::type* mean,
+                               const typename Wide<T>::type* rstd, typename Wide<T>::type* part, i64 samples, i64 rows,
+                               i64 channels, i64 groups, i64 span) {
   typedef typename Wide<T>::type W;
   i64 spans = (rows + span - 1) / span, total = samples * spans * channels;
   for (i64 k = thread_index(); k < total; k += thread_count()) {
     i64 c = k % channels, sample = k / channels / spans, i = k / channels % spans * span;
     i64 end = i + span < rows ? i + span : rows, start = sample * rows * channels + c;
     i64 q = group_of(sample, c, channels, groups);
-    W m = static_cast<W>(mean[q]), r = static_cast<W>(rstd[q]), a = 0, b = 0;
+    W m = mean[q], r = rstd[q], a = 0, b = 0;
     for (; i < end; ++i) {
       W g = static_cast<W>(dy[start + i * channels]);
       a += g;
@@ -100,7 +100,8 @@ __global__ void span_sum(const typename Wide<T>::type* part, typename Wide<T>::t
 // What dx needs of each group, out of `sums` (2, samples, channels) of dy and dy * xhat: mean(g) and mean(g * xhat) with
 // g = dy * weight. Cotangents of the moments themselves, where given, are added to them; then groups == channels.
 template <typename T, int TEAM>
-__global__ void group_slopes(const typename Wide<T>::type* sums, const T* weight, const T* rstd, const T* dmean, const T* dvar,
+__global__ void group_slopes(const typename Wide<T>::type* sums, const T* weight, const typename Wide<T>::type* rstd,
+                             const typename Wide<T>::type* dmean, const typename Wide<T>::type* dvar,
                              typename Wide<T>::type* offset, typename Wide<T>::type* slope, i64 samples, i64 channels,
                              i64 groups, i64 count) {
   typedef typename Wide<T>::type W;
@@ -116,22 +117,22 @@ __global__ void group_slopes(const typename Wide<T>::type* sums, const T* weight
     a = team_reduce<TEAM>(a, Plus()) / (W)count;
     b = team_reduce<TEAM>(b, Plus()) / (W)count;
     if (first_column<TEAM>() == 0) {
-      W r = static_cast<W>(rstd[q]);
-      offset[q] = dmean ? a - static_cast<W>(dmean[q % groups]) / ((W)count * r) : a;
-      slope[q] = dvar ? b - W(2) * static_cast<W>(dvar[q % groups]) / ((W)count * r * r) : b;
+      W r = rstd[q];
+      offset[q] = dmean ? a - dmean[q % groups] / ((W)count * r) : a;
+      slope[q] = dvar ? b - W(2) * dvar[q % groups] / ((W)count * r * r) : b;
     }
   }
 }
 
 // dx = rstd * (g - offset - xhat * slope) with g = dy * weight
 template <typename T>
-__global__ void group_norm_backward(const T* dy, const T* x, const T* weight, const T* mean, const T* rstd,
-                                    const typename Wide<T>::type* offset, const typename Wide<T>::type* slope, T* dx,
-                                    i64 samples, i64 rows, i64 channels, i64 groups) {
+__global__ void group_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* mean,
+                                    const typename Wide<T>::type* rstd, const typename Wide<T>::type* offset,
+                                    const typename Wide<T>::type* slope, T* dx, i64 samples, i64 rows, i64 channels, i64 groups) {
   typedef typename Wide<T>::type W;
   for (i64 k = thread_index(); k < samples * rows * channels; k += thread_count()) {
     i64 c = k % channels, q = group_of(k / channels / rows, c, channels, groups);
-    W r = static_cast<W>(rstd[q]), h = (static_cast<W>(x[k]) - static_cast<W>(mean[q])) * r, g = static_cast<W>(dy[k]);
+    W r = rstd[q], h = (static_cast<W>(x[k]) - mean[q]) * r, g = static_cast<W>(dy[k]);
     if (weight) g = g * static_cast<W>(weight[c]);
     dx[k] = static_cast<T>(r * (g - (offset[q] + h * slope[q])));
   }

@@ -1,9 +1,10 @@
 // Layer normalisation (Ba, Kiros & Hinton 2016) over the rows of a (rows, cols) array: y = (x - mean) * rstd * weight + bias with
-// rstd = 1 / sqrt(var + eps). `weight` and `bias` may be null.
+// rstd = 1 / sqrt(var + eps). `weight` and `bias` may be null. Moments are of the type that is computed in: half precision cannot
+// hold a variance beyond 65504, and a rounded mean would cost the derivative its digits.
 
 template <typename T, int TEAM>
-__global__ void layer_norm(const T* x, const T* weight, const T* bias, T* y, T* mean, T* rstd, i64 rows, i64 cols,
-                           double eps) {
+__global__ void layer_norm(const T* x, const T* weight, const T* bias, T* y, typename Wide<T>::type* mean,
+                           typename Wide<T>::type* rstd, i64 rows, i64 cols, double eps) {
   typedef typename Wide<T>::type W;
   for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
     const T* row = x + i * cols;
@@ -24,20 +25,20 @@ __global__ void layer_norm(const T* x, const T* weight, const T* bias, T* y, T* 
       y[i * cols + j] = static_cast<T>(h);
     }
     if (first_column<TEAM>() == 0) {
-      mean[i] = static_cast<T>(m);
-      rstd[i] = static_cast<T>(r);
+      mean[i] = m;
+      rstd[i] = r;
     }
   }
 }
 
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight and xhat = (x - mean) * rstd
 template <typename T, int TEAM>
-__global__ void layer_norm_backward(const T* dy, const T* x, const T* weight, const T* mean, const T* rstd, T* dx, i64 rows,
-                                    i64 cols) {
+__global__ void layer_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* mean,
+                                    const typename Wide<T>::type* rstd, T* dx, i64 rows, i64 cols) {
   typedef typename Wide<T>::type W;
   for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
     const T *row = x + i * cols, *out = dy + i * cols;
-    W m = static_cast<W>(mean[i]), r = static_cast<W>(rstd[i]), a = 0, b = 0;
+    W m = mean[i], r = rstd[i], a = 0, b = 0;
     for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
       W h = (static_cast<W>(row[j]) - m) * r, g = static_cast<W>(out[j]);
       if (weight) g = g * static_cast<W>(weight[j]);
@@ -57,8 +58,9 @@ __global__ void layer_norm_backward(const T* dy, const T* x, const T* weight, co
 // dweight in two steps, so that its sum over the rows has one order: each thread sums one column over `span` rows, then the sums
 // of the spans are added. `part` is (spans, cols). Without a mean, as where rows are only scaled, xhat = x * rstd.
 template <typename T>
-__global__ void layer_norm_weight(const T* dy, const T* x, const T* mean, const T* rstd, typename Wide<T>::type* part,
-                                  i64 rows, i64 cols, i64 span) {
+__global__ void layer_norm_weight(const T* dy, const T* x, const typename Wide<T>::type* mean,
+                                  const typename Wide<T>::type* rstd, typename Wide<T>::type* part, i64 rows, i64 cols,
+                                  i64 span) {
   typedef typename Wide<T>::type W;
   i64 spans = (rows + span - 1) / span;
   for (i64 k = thread_index(); k < spans * cols; k += thread_count()) {
@@ -66,8 +68,8 @@ __global__ void layer_norm_weight(const T* dy, const T* x, const T* mean, const 
     W s = 0;
     for (; i < end; ++i) {
       W d = static_cast<W>(x[i * cols + j]);
-      if (mean) d = d - static_cast<W>(mean[i]);
-      W h = d * static_cast<W>(rstd[i]);
+      if (mean) d = d - mean[i];
+      W h = d * rstd[i];
       s += static_cast<W>(dy[i * cols + j]) * h;
     }
     part[k] = s;
@@ -85,7 +87,7 @@ template <typename T> __global__ void column_sum(const typename Wide<T>::type* p
 
 // Normalisation by the root mean square (Zhang & Sennrich 2019): y = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps).
 template <typename T, int TEAM>
-__global__ void rms_norm(const T* x, const T* weight, T* y, T* rstd, i64 rows, i64 cols, double eps) {
+__global__ void rms_norm(const T* x, const T* weight, T* y, typename Wide<T>::type* rstd, i64 rows, i64 cols, double eps) {
   typedef typename Wide<T>::type W;
   for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
     const T* row = x + i * cols;
@@ -96,17 +98,18 @@ __global__ void rms_norm(const T* x, const T* weight, T* y, T* rstd, i64 rows, i
       W h = static_cast<W>(row[j]) * r;
       y[i * cols + j] = static_cast<T>(weight ? h * static_cast<W>(weight[j]) : h);
     }
-    if (first_column<TEAM>() == 0) rstd[i] = static_cast<T>(r);
+    if (first_column<TEAM>() == 0) rstd[i] = r;
   }
 }
 
 // dx = rstd * (g - xhat * mean(g * xhat)) with g = dy * weight and xhat = x * rstd
 template <typename T, int TEAM>
-__global__ void rms_norm_backward(const T* dy, const T* x, const T* weight, const T* rstd, T* dx, i64 rows, i64 cols) {
+__global__ void rms_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* rstd, T* dx,
+                                  i64 rows, i64 cols) {
   typedef typename Wide<T>::type W;
   for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
     const T *row = x + i * cols, *out = dy + i * cols;
-    W r = static_cast<W>(rstd[i]), b = 0;
+    W r = rstd[i], b = 0;
     for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
       W g = static_cast<W>(out[j]);
       if (weight) g = g * static_cast<W>(weight[j]);
