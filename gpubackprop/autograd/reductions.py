@@ -129,6 +129,14 @@ class Reductions:
         axis = axis if dim is None else _dim("all", axis, dim)
         return apply(REGISTRY["all"], self, axis=axis, keepdims=keepdims or keepdim)
 
+    def softmax(self, axis: int = -1, *, dim: int | None = None) -> Tensor:
+        """exp(x) / sum(exp(x)) along an axis."""
+        return apply(REGISTRY["softmax"], self, axis=axis if dim is None else dim)
+
+    def log_softmax(self, axis: int = -1, *, dim: int | None = None) -> Tensor:
+        """The logarithm of :meth:`softmax`."""
+        return apply(REGISTRY["log_softmax"], self, axis=axis if dim is None else dim)
+
     def logsumexp(
         self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
     ) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,38 @@ def test_extremes_along_dim_come_with_their_places(name, index):
     pair = getattr(x, name)(dim=0, keepdim=True)
     assert pair.values.shape == pair.indices.shape == (1, 3)
     assert getattr(x, name)(axis=-1).shape == (2,)
+
+
+WRONG_DTYPES = [
+    (lambda: gb.ones((4, 6), "flot32"), "unknown dtype 'flot32'; did you mean 'float32'?"),
+    (lambda: gb.ones(3).astype("flot32"), "did you mean 'float32'?"),
+    (lambda: gb.tensor([1.0], "int46"), "did you mean 'int64'?"),
+    (lambda: gb.arange(3, dtype="(2,"), "unknown dtype '(2,'; allowed: float16, float32"),
+    (lambda: gb.ones(4, 6), "unknown dtype 6; allowed.*one argument, such as (4, 6)"),
+    (lambda: gb.rand(3, dtype="flot32"), "did you mean 'float32'?"),
+    (lambda: gb.nn.Linear(2, 3, dtype="flot32"), "did you mean 'float32'?"),
+    (lambda: gb.nn.BatchNorm2d(3, affine=False, dtype="flot32"), "did you mean 'float32'?"),
+    (lambda: gb.nn.Linear(2, 3).to(dtype="flot32"), "did you mean 'float32'?"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), WRONG_DTYPES, ids=range(len(WRONG_DTYPES)))
+def test_a_wrong_dtype_is_named(make, words):
+    with pytest.raises(DTypeError, match=re.escape(words).replace(r"\.\*", ".*")):
+        make()
+
+
+def test_modules_change_their_dtype():
+    net = gb.nn.Sequential(gb.nn.Linear(2, 3), gb.nn.BatchNorm1d(3))
+    for method, name in (("double", "float64"), ("half", "float16"), ("float", "float32")):
+        assert getattr(net, method)() is net
+        assert {p.dtype.name for p in net.parameters()} == {name}
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_takes_its_axis_by_place(name):
+    x = gb.tensor(X)
+    expected = getattr(gb.nn.functional, name)(x, 0).numpy()
+    method = getattr(x, name)
+    for found in (method(0), method(dim=0), method(axis=0), getattr(x.T, name)().T):
+        np.testing.assert_array_equal(found.numpy(), expected)
