@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 
-from gpubackprop import recipes
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.cli.parser import (
@@ -18,10 +17,11 @@ from gpubackprop.cli.parser import (
     print_json,
     whole_number,
 )
-from gpubackprop.cli.runs import check_data, load_run
+from gpubackprop.cli.runs import load_its_data, load_run
 from gpubackprop.data import DATASETS, DataLoader, Dataset, Subset
 from gpubackprop.recipes.build import build_loss
 from gpubackprop.training import evaluate
+from gpubackprop.training.progress import short
 
 PARTS = ("test", "train")
 
@@ -42,8 +42,7 @@ def run(options: argparse.Namespace) -> int:
     backend = get_backend(device)
     trained = load_run(options.run, backend)
     recipe = trained.recipe
-    data = recipes.load_data(recipe, options.data_dir or trained.data_dir)
-    check_data(trained, data)
+    data = load_its_data(trained, options.data_dir)
     part: Dataset = data.test if options.part == "test" else data.train
     if options.part == "train" and DATASETS[recipe.data.name].tokens:
         # Every window would count each character as often as a window has places.
@@ -71,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
             }
         )
         return 0
-    words = [f"{found.samples:,} samples of the {options.part} part", f"loss {found.loss:.4f}"]
+    words = [f"{found.samples:,} samples of the {options.part} part", f"loss {short(found.loss)}"]
     if found.accuracy is not None:
         words.append(f"accuracy {100 * found.accuracy:.2f} %")
     print("; ".join(words))

@@ -7,17 +7,18 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpubackprop import recipes, suggest
+from gpubackprop import suggest
 from gpubackprop.autograd import Tensor, no_grad
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.cli.parser import Parser, add_data_dir, add_device, add_json, note, whole_number
-from gpubackprop.cli.runs import Run, check_data, fit_inputs, load_run
+from gpubackprop.cli.runs import Run, fit_inputs, load_its_data, load_run
 from gpubackprop.data import DATASETS, ArrayDataset, DataLoader, read_csv, read_idx, read_npz
 from gpubackprop.data.pictures import ENDINGS, Pictures, pictures_in
 from gpubackprop.errors import ConfigError, DataError
@@ -61,12 +62,14 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"{options.run} holds a language model, which writes text: run gpubackprop generate"
         )
-    inputs = _inputs(options, trained)
+    inputs, files = _inputs(options, trained)
     if not len(inputs):
         raise ConfigError("there is no sample to predict")
     size = options.batch_size or trained.recipe.train.eval_batch_size
     outputs = outputs_of(trained.model, DataLoader(ArrayDataset(inputs), size).batches(0), backend)
     found = _predictions(trained, outputs)
+    if files is not None:
+        found["files"] = np.array(files)
     data = _WRITERS[form](trained, found)
     if options.out is None:
         sys.stdout.write(data.decode())
@@ -90,15 +93,18 @@ def _format(options: argparse.Namespace) -> str:
     return str(form)
 
 
-def _inputs(options: argparse.Namespace, trained: Run) -> np.ndarray[Any, Any]:
-    """The samples as the network takes them."""
+def _inputs(
+    options: argparse.Namespace, trained: Run
+) -> tuple[np.ndarray[Any, Any], list[str] | None]:
+    """The samples as the network takes them; and of pictures the name of each one's file."""
     if options.data is None:
-        data = recipes.load_data(trained.recipe, options.data_dir or trained.data_dir)
-        check_data(trained, data)
-        return data.test.array("input")
+        return load_its_data(trained, options.data_dir).test.array("input"), None
     path = Path(options.data)
     if path.is_dir() or path.suffix.lower() in ENDINGS:
-        return fit_inputs(trained, _pictures(path, trained), str(path))
+        pictures = _pictures(path, trained)
+        # A name may hold bytes that are no UTF-8, which no file of predictions could.
+        names = [p.name.encode(errors="replace").decode() for p in pictures.paths]
+        return fit_inputs(trained, pictures[:], str(path)), names
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".npz"):
         arrays = read_npz(path)
@@ -122,10 +128,10 @@ def _inputs(options: argparse.Namespace, trained: Run) -> np.ndarray[Any, Any]:
             f"{path}: the ending tells the format; allowed: .csv, .tsv, .txt, .npz, IDX files such "
             "as t10k-images-idx3-ubyte, each but .npz also with .gz, and pictures such as .png"
         )
-    return fit_inputs(trained, raw, str(path))
+    return fit_inputs(trained, raw, str(path)), None
 
 
-def _pictures(path: Path, trained: Run) -> np.ndarray[Any, Any]:
+def _pictures(path: Path, trained: Run) -> Pictures:
     """A picture, or those of a folder in the order of their names, in the size of the network."""
     shape = trained.input_shape
     if len(shape) != 3 or shape[0] != shape[1] or shape[2] not in (1, 3):
@@ -135,7 +141,7 @@ def _pictures(path: Path, trained: Run) -> np.ndarray[Any, Any]:
     paths = [path] if not path.is_dir() else pictures_in(path)
     if not paths:
         raise DataError(f"{path} holds no picture (a file that ends in {', '.join(ENDINGS)})")
-    return Pictures(paths, shape[0], shape[2] == 1)[:]
+    return Pictures(paths, shape[0], shape[2] == 1)
 
 
 def _column(given: str | None) -> str | int | None:
@@ -164,25 +170,33 @@ def _predictions(trained: Run, outputs: np.ndarray[Any, Any]) -> dict[str, np.nd
 def _csv(trained: Run, found: dict[str, np.ndarray[Any, Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    scores = found["outputs" if trained.classes is None else "scores"]
+    columns: list[tuple[str, Iterable[Any]]] = [("sample", range(len(scores)))]
+    if "files" in found:
+        columns.append(("file", found["files"].tolist()))
     if trained.classes is None:
-        outputs = found["outputs"]
-        writer.writerow(["sample", *[f"output {k}" for k in range(outputs.shape[1])]])
-        writer.writerows([i, *row] for i, row in enumerate(outputs.tolist()))
+        heads = [f"output {k}" for k in range(scores.shape[1])]
     else:
         names = _names(trained)
-        writer.writerow(["sample", "class", "name", *[f"score {name}" for name in names]])
-        rows = zip(found["class"].tolist(), found["scores"].tolist(), strict=True)
-        writer.writerows([i, k, names[k], *scores] for i, (k, scores) in enumerate(rows))
+        classes = found["class"].tolist()
+        columns += [("class", classes), ("name", [names[k] for k in classes])]
+        heads = [f"score {name}" for name in names]
+    columns += zip(heads, scores.T.tolist(), strict=True)
+    writer.writerow([head for head, _ in columns])
+    writer.writerows(zip(*[values for _, values in columns], strict=True))
     return text.getvalue().encode()
 
 
 def _json(trained: Run, found: dict[str, np.ndarray[Any, Any]]) -> bytes:
     if trained.classes is None:
-        predictions = [{"outputs": row} for row in _plain(found["outputs"])]
+        predictions: list[dict[str, Any]] = [{"outputs": row} for row in _plain(found["outputs"])]
     else:
         names = _names(trained)
         rows = zip(found["class"].tolist(), _plain(found["scores"]), strict=True)
         predictions = [{"class": k, "name": names[k], "scores": scores} for k, scores in rows]
+    if "files" in found:
+        files = found["files"].tolist()
+        predictions = [{"file": f} | p for f, p in zip(files, predictions, strict=True)]
     values = {"run": str(trained.path), "recipe": trained.recipe.name, "predictions": predictions}
     return (json.dumps(values, allow_nan=False) + "\n").encode()
 

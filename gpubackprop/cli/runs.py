@@ -138,6 +138,32 @@ def _rebuild(path: Path, checkpoint: Checkpoint, device: Any) -> Run:
     )
 
 
+def load_its_data(run: Run, data_dir: str | None) -> DataSplit:
+    """The data of a run's recipe.
+
+    Parameters
+    ----------
+    run : the run.
+    data_dir : their folder; None for the one that the run was given.
+
+    Raises
+    ------
+    ConfigError
+        They are not of the kind that the network was trained on.
+    DataError
+        They cannot be read.
+    """
+    try:
+        data = recipes.load_data(run.recipe, data_dir or run.data_dir)
+    except DataError as error:
+        if data_dir:
+            raise
+        # The run may have been started in another folder, from where its paths led elsewhere.
+        raise DataError(f"{error}; --data-dir names the folder of the data of {run.path}") from None
+    check_data(run, data)
+    return data
+
+
 def check_data(run: Run, data: DataSplit) -> None:
     """Raise ConfigError where data are not of the kind that a run's network was trained on."""
     name = run.recipe.data.name

@@ -24,6 +24,7 @@ from gpubackprop.cli.parser import (
     whole_number,
 )
 from gpubackprop.cli.runs import fingerprint, settings
+from gpubackprop.data import DATASETS
 from gpubackprop.errors import CheckpointError, ConfigError
 from gpubackprop.recipes import Job, Recipe
 from gpubackprop.recipes.updates import SCHEDULES
@@ -216,9 +217,13 @@ def _info(job: Job, overrides: list[str], device: str, data_dir: str | None) -> 
 
 def _description(job: Job, out: Path) -> str:
     parameters = sum(p.size for p in job.model.parameters())
+    # Held-out windows do not overlap: without that word their number would look too small.
+    text = DATASETS[job.recipe.data.name].tokens
+    what = f" windows of {job.data.input_shape[0]:,}" if text else ""
+    apart = " without overlap" if text else ""
     return (
-        f"{job.data.source}: {len(job.data.train):,} to train on, {len(job.data.test):,} held out; "
-        f"{parameters:,} parameters; writing to {out}"
+        f"{job.data.source}: {len(job.data.train):,}{what} to train on, {len(job.data.test):,} "
+        f"held out{apart}; {parameters:,} parameters; writing to {out}"
     )
 
 
@@ -255,7 +260,7 @@ def _report(summary: dict[str, Any], result: FitResult) -> str:
     if result.stopped_early:
         parts.append("stopped early")
     if summary["test_loss"] is not None:
-        parts.append(f"test loss {summary['test_loss']:.4f}")
+        parts.append(f"test loss {progress.short(summary['test_loss'])}")
     if summary["test_accuracy"] is not None:
         parts.append(f"test accuracy {100 * summary['test_accuracy']:.2f} %")
     return f"{'; '.join(parts)}; everything is in {summary['out']}"

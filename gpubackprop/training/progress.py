@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ class Bar(Lines):
         now = time.perf_counter()
         if now >= self.next and self.bar is not None:
             self.next = now + INTERVAL
-            self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self.bar.set_postfix_str(f"loss {short(loss)}", refresh=False)
             self.bar.update(self.waiting)
             self.waiting = 0
 
@@ -102,15 +103,27 @@ def choose(watched: str, stream: TextIO | None = None) -> Progress:
     return Bar(watched, stream) if stream.isatty() else Lines(watched, stream)
 
 
+def short(loss: float) -> str:
+    """A loss with four decimals; a tiny or a huge one with four digits and a power of ten.
+
+    Examples
+    --------
+    >>> short(0.5), short(0.0000123456), short(2.18688e32)
+    ('0.5000', '1.235e-05', '2.187e+32')
+    """
+    plain = 1e-3 <= abs(loss) < 1e6 or loss == 0 or not math.isfinite(loss)
+    return f"{loss:.4f}" if plain else f"{loss:.3e}"
+
+
 def line(figures: Mapping[str, Any], epochs: int, watched: str) -> str:
     """The figures of an epoch in one line."""
     width = len(str(epochs))
     parts = [
         f"epoch {figures['epoch']:>{width}}/{epochs}",
-        f"train loss {figures['train_loss']:.4f}",
+        f"train loss {short(figures['train_loss'])}",
     ]
     if figures.get("val_loss") is not None:
-        parts.append(f"{watched} loss {figures['val_loss']:.4f}")
+        parts.append(f"{watched} loss {short(figures['val_loss'])}")
     if figures.get("val_accuracy") is not None:
         parts.append(f"{watched} accuracy {100 * figures['val_accuracy']:.2f} %")
     return "  ".join([*parts, f"{figures['seconds']:.2f} s"])

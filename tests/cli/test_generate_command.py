@@ -24,6 +24,7 @@ def train(run, here, kind="gpt", *more):
         "train", "shakespeare-gpt", "--device", "cpu", "--data-dir", here, "--out", kind, *settings
     )
     assert outcome.status == 0, outcome.err
+    assert "824 windows of 8 to train on, 26 held out without overlap" in outcome.err
     return here / kind
 
 
@@ -155,6 +156,13 @@ def test_a_folder_of_pictures_from_training_to_prediction(run, here):
     predictions = json.loads(several.out)["predictions"]
     assert len(predictions) == 12 and {p["name"] for p in predictions} == {"dark"}
     rows = run("predict", "run", "mine/dark", "--device", "cpu").out.splitlines()
-    assert rows[0] == "sample,class,name,score dark,score light"
+    assert rows[0] == "sample,file,class,name,score dark,score light"
+    assert rows[3].startswith("2,10.png,0,dark,0.")  # in the order of their names
+    assert [p["file"] for p in predictions[:3]] == ["0.png", "1.png", "10.png"]
+    assert json.loads(one.out)["predictions"][0]["file"] == "3.png"
+    run("predict", "run", "mine/dark", "--device", "cpu", "--out", "found.npz")
+    with np.load(here / "found.npz") as found:
+        assert found["files"][2] == "10.png" and len(found["files"]) == len(found["class"])
+    assert '"file"' not in run("predict", "run", "--device", "cpu", "--json").out
     outcome = run("predict", "run", "mine/dark/absent.png", "--device", "cpu")
     assert outcome.status == 1 and "cannot read picture mine/dark/absent.png" in outcome.error

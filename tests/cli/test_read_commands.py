@@ -50,6 +50,24 @@ def test_evaluate_the_training_part(run, trained):
     assert run("evaluate", trained / "digits-mlp", "--batch-size", "7").status == 0
 
 
+def test_data_that_are_elsewhere_are_asked_for(run, here, monkeypatch):
+    points, labels = two_moons(60, seed=2)
+    np.savez(here / "p.npz", x=points, y=labels)
+    data = ["data.name=npz", "data.path=p.npz"]
+    done = run(
+        "train", "two-moons", "--epochs", "1", "--data-dir", ".", "--out", "a", "--set", *data
+    )
+    assert done.status == 0, done.err
+    (here / "other").mkdir()
+    monkeypatch.chdir(here / "other")
+    for command in ("evaluate", "predict"):
+        outcome = run(command, here / "a")
+        assert outcome.status == 1 and "cannot read NPZ file p.npz: no such file" in outcome.error
+        assert "--data-dir names the folder of the data of" in outcome.error
+        assert run(command, here / "a", "--data-dir", here).status == 0
+        assert "--data-dir names" not in run(command, here / "a", "--data-dir", "absent").error
+
+
 # predict
 def rows(text: str) -> list[list[str]]:
     return list(csv.reader(io.StringIO(text)))
