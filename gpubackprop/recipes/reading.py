@@ -14,7 +14,7 @@ from gpubackprop import suggest
 from gpubackprop.data.reading import open_file
 from gpubackprop.errors import ConfigError, DataError
 from gpubackprop.recipes.options import shorten
-from gpubackprop.recipes.schema import Recipe, parse
+from gpubackprop.recipes.schema import Recipe, keys_of_another, parse
 
 MAX_BYTES = 1 << 18
 """The most bytes that a recipe may have: far more than any needs."""
@@ -73,6 +73,8 @@ def load(recipe: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recip
     recipe : the name of a built-in recipe or the path of a TOML file.
     overrides : ``"table.key=VALUE"`` texts, applied in order before the check. VALUE is TOML; what
         is no TOML value is taken as a text. ``model.layers.0.units=64`` reaches into the list.
+        With another name in a table, ``optimizer.name=sgd``, the keys go that only the recipe's
+        own one has: no override could take them out.
 
     Returns
     -------
@@ -92,8 +94,18 @@ def load(recipe: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recip
     """
     source = os.fspath(recipe)
     raw = _parsed(text(recipe), source)
+    own = {name: dict(table) for name, table in raw.items() if isinstance(table, dict)}
+    overrides = list(overrides)
     for override in overrides:
         apply(raw, override)
+    set_here = {override.partition("=")[0].strip() for override in overrides}
+    for name, table in own.items():
+        now = raw[name]
+        if not isinstance(now, dict) or now.get("name") == table.get("name"):
+            continue
+        for key in keys_of_another(name, table, now.get("name")):
+            if f"{name}.{key}" not in set_here:
+                now.pop(key, None)
     return parse(raw, Path(source).name.removesuffix(".toml"), source)
 
 

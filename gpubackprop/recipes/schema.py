@@ -185,6 +185,31 @@ def parse(raw: Any, name: str, source: str) -> Recipe:
     )
 
 
+def keys_of_another(section: str, table: Mapping[str, Any], name: Any) -> list[str]:
+    """Keys of a table that the row it names has and the row `name` has not.
+
+    Parameters
+    ----------
+    section : ``"data"``, ``"loss"``, ``"optimizer"`` or ``"schedule"``; others name no rows.
+    table : as the recipe has it.
+    name : another row; where there is no such row, nothing is known and no key is listed.
+    """
+    rows, shared = _ROWS.get(section, ({}, {}))
+    old = table.get("name")
+    if not (isinstance(old, str) and isinstance(name, str) and old in rows and name in rows):
+        return []
+    kept = {"name", *rows[name].options, *shared}
+    return [key for key in table if key in rows[old].options and key not in kept]
+
+
+_ROWS: dict[str, tuple[Mapping[str, Any], Mapping[str, Option]]] = {
+    "data": (DATASETS, {}),
+    "loss": (LOSSES, {}),
+    "optimizer": (OPTIMIZERS, DECAY),
+    "schedule": (SCHEDULES, WARMUP),
+}
+
+
 def _named(place: Place, raw: Any, what: str, rows: Iterable[str], key: str = "name") -> str:
     """Which row a table names."""
     names = list(rows)

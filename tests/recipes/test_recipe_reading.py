@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import os
 import tomllib
 import tracemalloc
@@ -211,6 +213,24 @@ def test_wrong_overrides(file, override, words):
 )
 def test_overrides(file, override, read):
     assert read(recipes.load(file, [override]))
+
+
+def test_another_row_takes_only_the_keys_that_it_has():
+    """No override could take out a key, so what the recipe says of its own row goes with that."""
+    load = functools.partial(recipes.load, "shakespeare-gpt")
+    found = load(["optimizer.name=sgd", "optimizer.momentum=0.9", "schedule.name=constant"])
+    assert found.optimizer.options["lr"] == 1e-3 and found.optimizer.options["momentum"] == 0.9
+    assert "betas" not in found.optimizer.options and "floor" not in found.schedule.options
+    assert found.schedule.options["warmup_epochs"] == 0.4
+    assert recipes.load("digits-mlp", ["loss.name=mse"]).loss.options == {}
+    data = recipes.load("digits-cnn", ["data.name=mnist"]).data
+    assert dict(data.options) == {"channel_axis": True, "scale": "standard-global"}
+    # What was set on purpose does not go in silence, in whichever order.
+    for texts in itertools.permutations(["optimizer.name=sgd", "optimizer.betas=[0.8, 0.9]"]):
+        with pytest.raises(ConfigError, match="unknown key 'betas'"):
+            load(list(texts))
+    with pytest.raises(ConfigError, match="unknown optimizer 'sdg'; did you mean 'sgd'"):
+        load(["optimizer.name=sdg"])
 
 
 def test_more_pieces_than_samples_of_a_batch(file):
