@@ -107,9 +107,10 @@ def _report(recipe: recipes.Recipe, names: tuple[str, str], result: Comparison) 
     lines = [f"{recipe.name}: {names[0]} against {names[1]}, {recipe.train.dtype}", ""]
     lines += ["largest distance in each step (relative norm, units in the last place):"]
     lines += [table(steps, every), "", f"by layer, in step {steps[-1].step}:"]
+    width = max([14, *map(len, steps[-1].layers)])
     for layer, kinds in steps[-1].layers.items():
         cells = ", ".join(f"{kind} {d.relative:.1e} ({d.ulps} ulp)" for kind, d in kinds.items())
-        lines.append(f"  {layer or 'the loss':<14} {cells}")
+        lines.append(f"  {layer or 'the loss':<{width}} {cells}")
     lines.append("")
     if result.divergence is None:
         lines.append("no operation goes beyond its tolerance")

@@ -211,11 +211,12 @@ class Comparer:
 
 
 def table(steps: Iterable[StepReport], every: int = 1) -> str:
-    """The steps as text: one line each, with the largest distance of each kind."""
+    """Every so many steps as text, the last always: with the largest distance of each kind."""
     kinds = ("value", "cotangent", "gradient", "weight")
     lines = [f"{'step':>5}  {'loss':>22}  " + "  ".join(f"{k:>22}" for k in kinds)]
+    steps = list(steps)
     for s in steps:
-        if (s.step - 1) % every:
+        if (s.step - 1) % every and s is not steps[-1]:
             continue
         cells = [f"{(w := s.worst(k)).relative:.1e} ({w.ulps} ulp)" for k in kinds]
         lines.append(

@@ -127,8 +127,9 @@ def compare_with_trace(
         If the trace is of another recipe, seed or dtype, or has fewer steps.
     """
     wanted, found = recipe.as_dict(), trace.meta.get("recipe")
-    if wanted != found:
-        different = [k for k in wanted if not isinstance(found, dict) or wanted[k] != found.get(k)]
+    found = found if isinstance(found, dict) else {}
+    different = [k for k in wanted if k != "summary" and wanted[k] != found.get(k)]
+    if different:
         raise CheckpointError(
             f"the trace is of another run: {', '.join(different)} differ(s); "
             "compare with the recipe, seed, dtype and settings that it was saved with"

@@ -22,6 +22,23 @@ def test_two_runs_on_one_device_agree(capsys):
     assert "verdict: the runs agree" in out and "by layer, in step 2" in out
 
 
+def test_the_last_step_is_shown_and_long_names_are_lined_up(capsys, tmp_path):
+    (tmp_path / "verse.txt").write_text("the cat sat on the mat\n" * 30)
+    settings = [
+        "data={name='text', path='verse.txt', context=8}",
+        "model.layers=[{kind='gpt', layers=1, heads=2, width=8}]",
+    ]
+    arguments = ["--devices", "cpu,cpu", "--steps", "21", "--data-dir", str(tmp_path)]
+    assert main(["compare", "shakespeare-gpt", *arguments, "--set", *settings]) == 0
+    table, layers = capsys.readouterr().out.split("by layer, in step 21:\n")
+    numbers = [line.split()[0] for line in table.splitlines() if line[:5].strip().isdigit()]
+    assert numbers[-2:] == ["19", "21"] and "20" not in numbers
+    rows = [line for line in layers.splitlines() if line.startswith("  ")]
+    assert any(line.startswith("  0.blocks.0.attention.out_proj.weight gradient") for line in rows)
+    starts = {line.index("gradient" if "gradient" in line else "value") for line in rows}
+    assert len(starts) == 1
+
+
 def test_json_is_one_object(capsys):
     status, out, _ = run(
         capsys, "--devices", "cpu,cpu", "--steps", "2", "--dtype", "float64", "--json"
