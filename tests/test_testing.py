@@ -429,8 +429,24 @@ def keeping(K, x, w):
             ["check_rule"],
             "that is (dx,), with the comma",
         ),
+        (
+            {"forward": lambda K, x, w: K.scaled(x, w)},
+            ["check_shape_rule", "check_gradient"],
+            "Backend states those that it has",
+        ),
+        ({"saves": ("w",)}, ["check_rule"], "backward(K, call, dy, *saved, **params)"),
     ],
-    ids=["sign", "broadcast", "infer", "numpy", "in-place", "unsaved", "no-tuple"],
+    ids=[
+        "sign",
+        "broadcast",
+        "infer",
+        "numpy",
+        "in-place",
+        "unsaved",
+        "no-tuple",
+        "no-kernel",
+        "forgotten",
+    ],  # fmt: skip
 )
 def test_the_report_names_the_checks_and_what_mends_them(changes, failed, mend):
     with pytest.raises(testing.CheckError) as caught:

@@ -182,9 +182,15 @@ def find_pictures(folder: Path) -> tuple[list[str], dict[str, list[Path]]]:
                 raise DataError(f"{folder}: the name of the folder {name!r} is not valid UTF-8")
             pictures[name] = pictures_in(folder / name)
             if not pictures[name]:
+                inner = any(entry.is_dir() for entry in visible(folder / name))
+                mend = (
+                    f"where its folders are the classes, the folder to name is {folder / name}"
+                    if inner
+                    else "each folder beside it is a class"
+                )
                 raise DataError(
                     f"{folder / name} holds no picture (a file that ends in "
-                    f"{', '.join(ENDINGS)}); each folder beside it is a class"
+                    f"{', '.join(ENDINGS)}); {mend}"
                 )
     except OSError as error:
         raise DataError(

@@ -123,7 +123,9 @@ def read_text(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> st
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"text file {path}: line {line} is not valid UTF-8") from None
+        raise DataError(
+            f"text file {path}: line {line} is not valid UTF-8; save the text in that encoding"
+        ) from None
 
 
 def every_window(numbers: Array, context: int) -> tuple[Array, Array]:
@@ -189,7 +191,8 @@ def divide(text: str, fraction: float, context: int, source: Path | str) -> tupl
         if len(part) <= context:
             raise DataError(
                 f"{source}: its {len(text):,} characters leave {len(part):,} for the {what} part, "
-                f"too few for a window of {context:,} and the character after it"
+                f"too few for a window of {context:,} and the character after it; take a longer "
+                "text or a smaller context"
             )
     return text[:cut], text[cut:]
 

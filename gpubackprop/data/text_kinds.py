@@ -25,6 +25,8 @@ def tinyshakespeare(
     if data_dir is not None:
         below = (Path(data_dir), Path(data_dir) / "tinyshakespeare")
         folder = next((f for f in below if (f / SHAKESPEARE).is_file()), None)
+        if folder is None and not Path(data_dir).exists():
+            raise DataError(f"cannot read {SHAKESPEARE} from {data_dir}: there is no such folder")
         if folder is None:
             raise DataError(
                 f"{data_dir} holds no {SHAKESPEARE}, the text of tinyshakespeare; for another text "

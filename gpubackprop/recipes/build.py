@@ -123,7 +123,8 @@ def plan_model(recipe: Recipe, input_shape: Shape, classes: int | None = None) -
         )
     if classes is not None and not tokens and outputs != (classes,):
         raise recipe.place("model").error(
-            f"the last layer gives {list(outputs)} outputs, but the data have {classes} classes"
+            f"the last layer gives {list(outputs)} outputs, but the data have {classes} classes; "
+            "a last layer of kind 'linear' with units = \"classes\" gives one for each"
         )
     return Plan(tuple(shapes), total)
 

@@ -22,6 +22,16 @@ PROMISES = {
 
 HINTS = (
     (
+        r"Backend'? object has no attribute",
+        "K has no such kernel; the class gpubackprop.backends.Backend states those that it has.",
+    ),
+    (
+        r"missing \d+ required positional argument|takes \d+ positional arguments",
+        "The rules are called as forward(K, *inputs, **params), infer(*specs, **params) and "
+        "backward(K, call, dy, *saved, **params), where saved are the inputs, 'out' or extras that "
+        "saves names, in its order.",
+    ),
+    (
         r"StandInArray|read on the host|host array|no loop matching|__array_ufunc__|"
         r"'Tensor' object|np\.asarray would drop|unsupported operand|no ufunc",
         "A rule may use nothing but the kernels K that it is handed: K.exp(x), not np.exp(x) or "

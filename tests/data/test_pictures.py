@@ -190,7 +190,10 @@ def test_folders_that_are_none(tmp_path: Path, data_error: Any) -> None:
     with pytest.raises(ConfigError, match="only one class, 'only'"):
         load("image-folder", tmp_path)
     (tmp_path / "empty").mkdir()
-    with data_error(str(tmp_path / "empty"), "holds no picture"):
+    with data_error(str(tmp_path / "empty"), "holds no picture", "beside it is a class"):
+        load("image-folder", tmp_path)
+    save(tmp_path / "empty" / "cats" / "1.png", plain(1))
+    with data_error("the folder to name is", str(tmp_path / "empty")):
         load("image-folder", tmp_path)
     with data_error("is a file, not a folder"):
         load("image-folder", tmp_path / "loose.png")

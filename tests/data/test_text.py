@@ -102,7 +102,7 @@ def test_options_of_pictures_are_none_of_a_text(tmp_path: Path) -> None:
     [
         (b"one\ntwo \xff three", ["line 2", "not valid UTF-8"]),
         (b"", ["the file is empty"]),
-        (b"short", ["5 characters", "too few for a window of 64"]),
+        (b"short", ["5 characters", "too few for a window of 64", "a smaller context"]),
         (b"x" * 300, ["for the held-out part"]),
     ],
 )
@@ -133,7 +133,10 @@ def test_shakespeare_is_found_in_its_folder_or_the_one_above(tmp_path: Path) -> 
     (inner / "input.txt").write_text("To be, or not to be. " * 100)
     for folder in (inner, tmp_path):
         assert load("tinyshakespeare", folder, context=16).input_shape == (16,)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no input.txt.*data.name = 'text'"):
+        load("tinyshakespeare", tmp_path / "empty")
+    with pytest.raises(DataError, match="absent: there is no such folder"):
         load("tinyshakespeare", inner / "absent")
     with pytest.raises(ConfigError, match="download=true"):
         load("tinyshakespeare", download=False)
