@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from gpubackprop import recipes
@@ -161,6 +163,21 @@ def test_a_regression_has_no_accuracy(run, here):
     assert found["test_accuracy"] is None and found["test_loss"] < 1.0
     rows = run("predict", "line", "--format", "csv").out.splitlines()
     assert rows[0] == "sample,output 0" and len(rows) == 11
+
+
+def test_tiny_and_huge_losses_can_be_told_apart(run, here):
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    for name, size in (("tiny", 1e-4), ("huge", 1e8)):
+        np.savez(here / f"{name}.npz", x=x, y=x.sum(axis=1) * size)
+        outcome = run(
+            "train", "two-moons", "--epochs", "2", "--out", name, "--set", "model.layers=[{kind="
+            "'linear', units=1, init='zeros', bias=false}]", f"data={{name='npz', path='{name}.npz', "
+            "task='regression'}", "loss.name=mse", "optimizer={name='sgd', lr=0}",
+        )  # fmt: skip
+        assert outcome.status == 0, outcome.err
+        power = r"\d\.\d{3}e" + ("-0" if name == "tiny" else r"\+1")
+        for text in (outcome.err, outcome.out, run("evaluate", name).out):
+            assert re.search(f"loss {power}", text), text
 
 
 # Folders.

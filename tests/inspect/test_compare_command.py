@@ -28,11 +28,11 @@ def test_the_last_step_is_shown_and_long_names_are_lined_up(capsys, tmp_path):
         "data={name='text', path='verse.txt', context=8}",
         "model.layers=[{kind='gpt', layers=1, heads=2, width=8}]",
     ]
-    arguments = ["--devices", "cpu,cpu", "--steps", "21", "--data-dir", str(tmp_path)]
+    arguments = ["--devices", "cpu,cpu", "--steps", "22", "--data-dir", str(tmp_path)]
     assert main(["compare", "shakespeare-gpt", *arguments, "--set", *settings]) == 0
-    table, layers = capsys.readouterr().out.split("by layer, in step 21:\n")
+    table, layers = capsys.readouterr().out.split("by layer, in step 22:\n")
     numbers = [line.split()[0] for line in table.splitlines() if line[:5].strip().isdigit()]
-    assert numbers[-2:] == ["19", "21"] and "20" not in numbers
+    assert numbers[-2:] == ["21", "22"] and "20" not in numbers
     rows = [line for line in layers.splitlines() if line.startswith("  ")]
     assert any(line.startswith("  0.blocks.0.attention.out_proj.weight gradient") for line in rows)
     starts = {line.index("gradient" if "gradient" in line else "value") for line in rows}
