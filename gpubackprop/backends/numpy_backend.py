@@ -34,9 +34,9 @@ from gpubackprop.backends.numpy_recurrent import NumPyRecurrent
 from gpubackprop.backends.primitives import Array, Axis
 from gpubackprop.backends.updates import Updates
 
-# Optimizer updates run over slices of this many elements: eight float32 arrays of 128 KiB each
-# stay in a core's L2 cache.
-UPDATE_BLOCK = 32768
+# Optimizer updates run over slices of this many elements: smaller ones would fit the L2 cache, but
+# then threads that call NumPy often wait for each other.
+UPDATE_BLOCK = 65536
 # Fewer elements than this are not worth another thread.
 UPDATE_SHARE = 1 << 17
 

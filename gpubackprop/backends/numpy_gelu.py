@@ -16,7 +16,7 @@ import numpy as np
 
 from gpubackprop.backends.numpy_shared import in_blocks
 
-BLOCK = 32768  # four arrays of 128 KiB
+BLOCK = 65536  # four arrays of 256 KiB
 SHARE = 1 << 16  # elements that are worth a thread
 LARGE = np.float32(30.0)  # from here on the tail is 0, and infinity and NaN need care
 
