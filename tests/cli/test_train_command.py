@@ -169,11 +169,13 @@ def test_tiny_and_huge_losses_can_be_told_apart(run, here):
     x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     for name, size in (("tiny", 1e-4), ("huge", 1e8)):
         np.savez(here / f"{name}.npz", x=x, y=x.sum(axis=1) * size)
-        outcome = run(
-            "train", "two-moons", "--epochs", "2", "--out", name, "--set", "model.layers=[{kind="
-            "'linear', units=1, init='zeros', bias=false}]", f"data={{name='npz', path='{name}.npz', "
-            "task='regression'}", "loss.name=mse", "optimizer={name='sgd', lr=0}",
-        )  # fmt: skip
+        settings = [
+            "model.layers=[{kind='linear', units=1, init='zeros', bias=false}]",
+            f"data={{name='npz', path='{name}.npz', task='regression'}}",
+            "loss.name=mse",
+            "optimizer={name='sgd', lr=0}",
+        ]
+        outcome = run("train", *QUICK, "--out", name, "--set", *settings)
         assert outcome.status == 0, outcome.err
         power = r"\d\.\d{3}e" + ("-0" if name == "tiny" else r"\+1")
         for text in (outcome.err, outcome.out, run("evaluate", name).out):
