@@ -11,6 +11,12 @@ For each record, with d the distance of its values relative to their norm,
 The square root is the growth of the error of a sum whose rounding errors are independent (Higham,
 "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 2.8). The first record beyond it
 names the operation that diverges.
+
+Some sums are zero but for rounding: the gradient of a bias before batch normalisation, or of the
+keys' bias in attention. What is left of them is noise, as large in one run as in the other, so that
+their distance is relative to the norm of their terms. Optimizers that divide by a gradient's size
+(Adam) turn the noise into steps; elements that it moved are not compared any more, and the module
+that they are in may give other values.
 """
 
 from __future__ import annotations
@@ -99,8 +105,9 @@ class Comparison:
         }
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> Distance:
-    """Distance of two equally shaped arrays; infinite where one is NaN and the other is not."""
+def distance(a: np.ndarray, b: np.ndarray, least: float = 0.0) -> Distance:
+    """Distance of two equally shaped arrays; infinite where one is NaN and the other is not. It is
+    relative to their norm, or to `least` where that is larger."""
     if not a.size or a.dtype.kind != "f":
         same = np.array_equal(a, b)
         return Distance(0.0 if same else np.inf, 0 if same else 1)
@@ -111,7 +118,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> Distance:
     wide_a, wide_b = (np.where(equal & ~np.isfinite(x), 0.0, x).astype(np.float64) for x in (a, b))
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.linalg.norm(wide_a - wide_b)
-        scale = max(np.linalg.norm(wide_a), np.linalg.norm(wide_b))
+        scale = max(float(np.linalg.norm(wide_a)), float(np.linalg.norm(wide_b)), least)
     relative = float(gap / scale) if np.isfinite(gap) and np.isfinite(scale) and scale else np.inf
     return Distance(relative, ulp_distance(a[~equal], b[~equal]))
 
@@ -155,6 +162,8 @@ class Comparer:
         self.divergence: Divergence | None = None
         self.weights: Distance = Distance(0.0, 0)
         self._weights_before: dict[str, float] = {}
+        self._noise: dict[str, np.ndarray] = {}  # elements of weights that noise has moved
+        self._moved: dict[str, float] = {}  # how far apart they put the weights, by module
 
     def step(
         self, left: Sequence[Record], right: Sequence[Record], loss: tuple[float, float]
@@ -167,6 +176,8 @@ class Comparer:
         layers: dict[str, dict[str, Distance]] = {}
         relative: list[float] = []
         inherited = max(self._weights_before.values(), default=0.0)
+        moved, self._moved = self._moved, {}
+        floors: dict[str, float] = {}  # by module: what rounding alone leaves of its sums
         for a, b in zip(left, right, strict=False):
             if (a.kind, a.path, a.op, a.shape) != (b.kind, b.path, b.op, b.shape):
                 self._diverge(
@@ -177,13 +188,19 @@ class Comparer:
                     0.0,
                 )
                 break
-            d = distance(a.sample, b.sample)
+            d = self._distance(a, b, floors)
             relative.append(d.relative)
             seen = layers.setdefault(a.path, {}).setdefault(a.kind, Distance(0.0, 0))
             seen.relative, seen.ulps = max(seen.relative, d.relative), max(seen.ulps, d.ulps)
             if a.kind in ("gradient", "weight"):
                 continue
             inputs = max([relative[i] for i in a.sources] + [inherited])
+            if a.kind == "value":
+                inputs = max(inputs, moved.get(a.path, 0.0))
+            elif a.terms_norm:
+                share = tolerance(a, self.eps) + AMPLIFICATION * relative[a.sources[0]]
+                floor = share * max(a.terms_norm, b.terms_norm) / np.sqrt(a.size)
+                floors[a.path] = max(floors.get(a.path, 0.0), float(floor))
             allowed = tolerance(a, self.eps) + AMPLIFICATION * inputs
             if not d.relative <= allowed:
                 self._diverge(number, a.label, d.relative, allowed, inputs)
@@ -196,6 +213,23 @@ class Comparer:
         self.weights = report.worst("weight")
         self.steps.append(report)
         return report
+
+    def _distance(self, a: Record, b: Record, floors: dict[str, float]) -> Distance:
+        """How far apart two records are, but for what is only noise."""
+        if a.kind in ("value", "cotangent"):
+            share = np.sqrt(a.sample.size / max(a.size, 1))
+            return distance(a.sample, b.sample, float(share * max(a.terms_norm, b.terms_norm)))
+        module, noise = a.path.rpartition(".")[0], self._noise.get(a.path)
+        if a.kind == "gradient" and module in floors:
+            size = np.maximum(np.abs(a.sample), np.abs(b.sample))
+            found = (a.sample != b.sample) & (size <= floors[module])
+            noise = self._noise[a.path] = found if noise is None else found | noise
+        if noise is None or not noise.any():
+            return distance(a.sample, b.sample)
+        if a.kind == "weight":
+            whole = distance(a.sample, b.sample).relative
+            self._moved[module] = max(self._moved.get(module, 0.0), whole)
+        return distance(a.sample[~noise], b.sample[~noise])
 
     def _diverge(
         self, step: int, label: str, relative: float, allowed: float, inputs: float

@@ -10,6 +10,7 @@ saved on a machine with a GPU and read on one without.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from gpubackprop.training.files import write_atomic
 
 FORMAT = "gpubackprop-trace-1"
 PRODUCTS = frozenset({"linear", "matmul", "einsum"})
+SUMS = frozenset({"add", "subtract"})  # whose cotangents are sums of dy, as every bias's is
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Record:
     length : the largest number of terms that one element sums up: what rounding grows with.
     sources : places in the step's list of the records that it was computed from.
     sample : the values, or evenly spaced ones when the tracer has a limit.
+    terms_norm : of a plain sum, such as a bias's cotangent: the norm of what was summed, and so the
+        norm that the sum has where signs are random. 0 for all else.
     """
 
     kind: str
@@ -50,6 +54,12 @@ class Record:
     length: int
     sources: tuple[int, ...]
     sample: np.ndarray = field(repr=False)
+    terms_norm: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the whole array."""
+        return math.prod(self.shape)
 
     @property
     def label(self) -> str:
@@ -122,7 +132,11 @@ class Tracer:
             array = self.plain(g)
             name = names[i] if i < len(names) else str(i)
             length = terms(node.op.name, shapes, array.shape)
-            self.add("cotangent", path, f"{node.op.name} d({name})", array, length, sources + saved)
+            place = self.add(
+                "cotangent", path, f"{node.op.name} d({name})", array, length, sources + saved
+            )
+            if length > 1 and (name == "bias" or node.op.name in SUMS):
+                self.records[place].terms_norm = self.records[sources[0]].norm
 
     def add(
         self,
