@@ -114,12 +114,13 @@ def _adaptive_avg_pool(
     name: str, n: int, input: Tensor, output_size: OutputSize, channels_last: bool
 ) -> Tensor:
     x = inward(name, input, n, channels_last)
-    return outward(adaptive_avg_pool(name, x, output_size), input, channels_last)
+    wanted = _wanted(name, output_size, x, input)
+    return outward(adaptive_means(x, wanted), input, channels_last)
 
 
-def adaptive_avg_pool(name: str, x: Tensor, output_size: OutputSize) -> Tensor:
-    """Means of an image (N, *spatial, C); `name` is for the errors."""
-    wanted, spatial = _wanted(name, output_size, x), x.shape[1:-1]
+def adaptive_means(x: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """Means of an image (N, *spatial, C)."""
+    spatial = x.shape[1:-1]
     if all(size % m == 0 for size, m in zip(spatial, wanted, strict=True)):
         kernel = tuple(size // m for size, m in zip(spatial, wanted, strict=True))
         return apply(AVG_POOL, x, kernel=kernel, stride=kernel, padding=(0,) * len(kernel))
@@ -149,7 +150,7 @@ def _adaptive_max_pool(
 ) -> Result:
     x = inward(name, input, n, channels_last)
     spatial, kernel, seen = x.shape[1:-1], [], []
-    for axis, m in enumerate(_wanted(name, output_size, x), start=1):
+    for axis, m in enumerate(_wanted(name, output_size, x, input), start=1):
         size = x.shape[axis]
         begin, end = _bounds(size, m)
         # Shorter windows see their last element again, which loses to itself.
@@ -168,14 +169,14 @@ def _adaptive_max_pool(
     return y, outward(positions(x, spatial, params, seen), input, channels_last)
 
 
-def _wanted(name: str, output_size: OutputSize, x: Tensor) -> tuple[int, ...]:
-    """The number of windows of each axis."""
+def _wanted(name: str, output_size: OutputSize, x: Tensor, input: Tensor) -> tuple[int, ...]:
+    """The number of windows of each axis of x, the input with its channels last."""
     spatial = x.shape[1:-1]
     given: Any = output_size
     if not isinstance(given, Sequence):
         given = (given,) * len(spatial)
     if 0 in spatial:
-        raise ShapeError(f"{name}: a spatial axis of input (channels last: {x.shape}) is empty")
+        raise ShapeError(f"{name}: a spatial axis of input (shape {input.shape}) is empty")
     if len(given) == len(spatial):
         given = [size if m is None else m for m, size in zip(given, spatial, strict=True)]
     return sizes(name, "output_size", given, len(spatial))

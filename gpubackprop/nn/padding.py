@@ -15,6 +15,7 @@ CONCATENATE = REGISTRY["concatenate"]
 BROADCAST_TO = REGISTRY["broadcast_to"]
 
 Sides = tuple[int, int]
+MIRRORS = ("reflect", "replicate")  # of the axis as it was before elements were taken
 
 
 def pad(
@@ -53,7 +54,8 @@ def pad(
         raise ConfigError(f"pad: {unknown('mode', mode, ('constant', *BORDERS))}")
     if mode != "constant" and value:
         raise ConfigError(f"pad: value is for mode 'constant'; mode {mode!r} takes none")
-    mirrors = mode in ("reflect", "replicate")  # of the axis as it was before elements were taken
+    check_widths("pad", input, widths, mode)
+    mirrors = mode in MIRRORS
     if not mirrors:
         input = _cut(input, widths)
     added = [(max(a, 0), max(b, 0)) for a, b in widths]
@@ -77,14 +79,34 @@ def _widths(input: Tensor, pad: Sequence[int]) -> list[Sides]:
             f"{numbers}"
         )
     pairs = [(int(a), int(b)) for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
-    widths = [(0, 0)] * (input.ndim - len(pairs)) + pairs[::-1]
+    return [(0, 0)] * (input.ndim - len(pairs)) + pairs[::-1]
+
+
+def check_widths(name: str, input: Tensor, widths: Sequence[Sides], mode: str) -> None:
+    """Refuse widths that an axis is too short for, in words of the input as the user has it.
+
+    Raises
+    ------
+    ShapeError
+        Naming the axis.
+    """
     for axis, (n, (a, b)) in enumerate(zip(input.shape, widths, strict=True)):
-        if min(a, 0) + min(b, 0) + n < 0 or n + a + b < 0:
+        taken = min(a, 0) + min(b, 0)
+        if taken + n < 0 or n + a + b < 0:
             raise ShapeError(
-                f"pad: ({a}, {b}) takes more than the {n} elements of axis {axis} of input (shape "
-                f"{input.shape})"
+                f"{name}: ({a}, {b}) takes more than the {n} elements of axis {axis} of input "
+                f"(shape {input.shape})"
             )
-    return widths
+        if mode == "constant" or max(a, b) <= 0:
+            continue
+        _, longest, limit = BORDERS[mode]
+        left = n if mode in MIRRORS else n + taken
+        if not left or max(a, b) > longest(left):
+            raise ShapeError(
+                f"{name}: mode {mode!r} adds {limit}, but axis {axis} of input (shape "
+                f"{input.shape}) has {left} elements and pad asks for {(a, b)}; pad less, or in "
+                "several steps"
+            )
 
 
 def _cut(x: Tensor, widths: list[Sides]) -> Tensor:
@@ -97,13 +119,7 @@ def _cut(x: Tensor, widths: list[Sides]) -> Tensor:
 
 def _extended(x: Tensor, axis: int, sides: Sides, mode: str) -> Tensor:
     """One axis longer by parts of the array itself."""
-    border, longest, limit = BORDERS[mode]
-    n = x.shape[axis]
-    if not n or max(sides) > longest(n):
-        raise ShapeError(
-            f"pad: mode {mode!r} adds {limit}, but axis {axis} (shape {x.shape}) has {n} elements "
-            f"and pad asks for {sides}; pad less, or in several steps"
-        )
+    border, n = BORDERS[mode][0], x.shape[axis]
     parts = [x]
     for end, width in enumerate(sides):
         if width:

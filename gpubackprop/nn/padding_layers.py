@@ -10,6 +10,7 @@ from gpubackprop.errors import ConfigError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
 from gpubackprop.nn.layout import inward, outward
 from gpubackprop.nn.module import Module
+from gpubackprop.nn.padding import check_widths
 
 
 class _Pad(Module):
@@ -40,7 +41,11 @@ class _Pad(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The input with a border."""
-        x = inward(type(self).__name__, input, self.axes, self.channels_last)
+        name, last = type(self).__name__, int(self.channels_last)
+        x = inward(name, input, self.axes, self.channels_last)
+        sides = list(zip(self.padding[::2], self.padding[1::2], strict=True))[::-1]
+        front = input.ndim - self.axes - last
+        check_widths(name, input, [(0, 0)] * front + sides + [(0, 0)] * last, self.mode)
         y = F.pad(x, (0, 0, *self.padding), self.mode, self.value)
         return outward(y, input, self.channels_last)
 

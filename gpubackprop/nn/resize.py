@@ -9,7 +9,7 @@ import numpy as np
 
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
-from gpubackprop.nn.adaptive_pooling import adaptive_avg_pool
+from gpubackprop.nn.adaptive_pooling import adaptive_means
 from gpubackprop.nn.convolution import sizes
 from gpubackprop.nn.layout import inward, outward
 from gpubackprop.suggest import unknown
@@ -89,7 +89,7 @@ def interpolate(
         raise ShapeError(f"interpolate: a spatial axis of input (shape {input.shape}) is empty")
     target, steps = _target(x.shape[1:-1], size, scale_factor, bool(recompute_scale_factor))
     if mode == "area":
-        return outward(adaptive_avg_pool("interpolate", x, target), input, channels_last)
+        return outward(adaptive_means(x, target), input, channels_last)
     for axis, (wanted, step) in enumerate(zip(target, steps, strict=True), start=1):
         if mode in LINEAR:
             x = _linear(x, axis, wanted, step, bool(align_corners))

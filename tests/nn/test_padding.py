@@ -93,3 +93,35 @@ X = gb.tensor(np.ones((2, 3, 4)))
 def test_errors_in_words(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_layers_name_the_shape_that_they_were_given(channels_last):
+    """Not that of the view, with the channels last, which they work on."""
+
+    def image(*spatial):
+        return gb.tensor(np.ones((2, *spatial, 3) if channels_last else (2, 3, *spatial)))
+
+    axis = 2 if channels_last else 3
+    cases = [
+        (nn.ReflectionPad2d, (0, 5, 1, 1), rf"axis {axis} of input .* has 5 elements .*\(0, 5\)"),
+        (nn.CircularPad2d, (-3, 3, 1, 1), rf"axis {axis} of input .* has 2 elements"),
+        (nn.ReflectionPad2d, (1, 1, 4, 0), rf"axis {axis - 1} of input .* has 4 elements"),
+        (nn.ZeroPad2d, (-3, -3, 0, 0), rf"takes more than the 5 elements of axis {axis}"),
+    ]
+    for layer, padding, words in cases:
+        x = image(4, 5)
+        with pytest.raises(ShapeError, match=words) as caught:
+            layer(padding, channels_last=channels_last)(x)
+        assert str(caught.value).startswith(f"{layer.__name__}: ")
+        assert f"(shape {x.shape})" in str(caught.value)
+    for layer in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
+        x = image(0, 5)
+        with pytest.raises(ShapeError, match="is empty") as caught:
+            layer(2, channels_last=channels_last)(x)
+        assert f"(shape {x.shape})" in str(caught.value)
+
+
+def test_the_shape_is_that_before_other_axes_grew():
+    with pytest.raises(ShapeError, match=r"axis 2 of input \(shape \(2, 3, 4\)\)"):
+        F.pad(X, (4, 0, 1, 1), "reflect")
