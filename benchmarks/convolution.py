@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import interleave
-from gpubackprop.backends.cpu_threads import threads
+from gpubackprop.backends.cpu.threads import threads
 
 IMAGES = 128
 CONTENDERS = ("torch-channels-last", "torch", "gb-numpy")

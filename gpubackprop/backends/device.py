@@ -110,7 +110,7 @@ def get_backend(device: str | Backend | None = None) -> Backend:
 @cache
 def _backend(device: str) -> Backend:
     if device == "cpu":
-        from gpubackprop.backends.numpy_backend import NumPyBackend
+        from gpubackprop.backends.cpu.backend import NumPyBackend
 
         return NumPyBackend()
     from gpubackprop.backends.cuda import CUDABackend

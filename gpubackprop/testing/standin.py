@@ -15,7 +15,7 @@ import numpy as np
 from gpubackprop.backends import Array, Shape
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.composites import normalize_axes
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 
 
 class StandInArray:

@@ -12,7 +12,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.autograd import REGISTRY, STATE, Operation, Sample, Tensor, apply, tape
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpubackprop.testing import StandInBackend
 

@@ -7,7 +7,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop.autograd import REGISTRY, apply
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.testing import StandInBackend
 
 NUMPY = NumPyBackend()

@@ -12,9 +12,9 @@ import gpubackprop as gb
 from gpubackprop import testing
 from gpubackprop.autograd import REGISTRY, apply
 from gpubackprop.backends import attention as definition
-from gpubackprop.backends import numpy_attention as override
 from gpubackprop.backends.attention import AttentionKernels
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu import attention as override
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.testing import StandInBackend
 from tests.backends.support.attention_cases import cases
 

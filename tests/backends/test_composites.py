@@ -11,9 +11,9 @@ import pytest
 
 from gpubackprop import testing
 from gpubackprop.backends import Backend, kernel_names
-from gpubackprop.backends import numpy_backend as numpy_module
 from gpubackprop.backends.base import Backend as Contract
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu import backend as numpy_module
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.primitives import Primitives
 from gpubackprop.backends.updates import Updates
 from gpubackprop.testing.calls import layouts, place

@@ -16,8 +16,8 @@ from gpubackprop.autograd.kernels import TapeKernels
 from gpubackprop.backends import kernel_names
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.base import Backend as Contract
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.primitives import Primitives
 from gpubackprop.errors import GradientError
 from gpubackprop.testing import StandInBackend

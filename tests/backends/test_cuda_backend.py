@@ -19,8 +19,8 @@ from gpubackprop.autograd import REGISTRY
 from gpubackprop.backends import kernel_names, philox
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.composites import Composites
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.primitives import Primitives
 from gpubackprop.backends.updates import Updates
 from tests.backends import test_composites as composites

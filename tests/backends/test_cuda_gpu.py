@@ -12,8 +12,8 @@ import pytest
 from gpubackprop import testing
 from gpubackprop.backends import get_backend, philox
 from gpubackprop.backends.composites import Composites
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import geometry
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.updates import Updates
 from tests.backends import test_composites as composites
 

@@ -9,9 +9,9 @@ import pytest
 
 from gpubackprop.backends import philox, special
 from gpubackprop.backends.composites import Composites
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import geometry, sources
 from gpubackprop.backends.cuda.kernels import Kernels
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.updates import Updates
 from tests.backends.support import shim
 

@@ -10,11 +10,11 @@ import pytest
 
 from gpubackprop import testing
 from gpubackprop.backends.attention import AttentionKernels
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import attention as overrides
 from gpubackprop.backends.cuda import sources
 from gpubackprop.backends.cuda.attention import CudaAttention
 from gpubackprop.backends.cuda.kernels import Kernels
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from tests.backends.support import shim
 from tests.backends.support.attention_cases import cases, fill
 

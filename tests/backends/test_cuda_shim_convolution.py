@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend, convolution, geometry, sources
 from gpubackprop.backends.cuda.kernels import Kernels
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from tests.backends.support import fake_cupy, shim
 from tests.backends.support.convolution_cases import CONVOLUTIONS, cases, fill
 

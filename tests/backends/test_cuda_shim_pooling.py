@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import geometry, sources
 from gpubackprop.backends.cuda.images import PLACES, _numbers
 from gpubackprop.backends.cuda.kernels import Kernels
 from gpubackprop.backends.images import pooled_sizes, winner_dtype
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from tests.backends.support import shim
 from tests.backends.support.images_cases import DIVISORS, POOLINGS, fill
 

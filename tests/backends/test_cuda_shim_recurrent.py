@@ -9,8 +9,8 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop import nn
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend, geometry
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.backends.recurrent import RecurrentKernels
 from tests.backends.support import fake_cupy, shim
 from tests.backends.test_cuda_shim import DTYPES, close, cpp, launch, random  # noqa: F401

@@ -9,9 +9,10 @@ import warnings
 import numpy as np
 import pytest
 
-from gpubackprop.backends import cpu_threads, numpy_convolution, numpy_depthwise, numpy_windows
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu import convolution, depthwise, windows
+from gpubackprop.backends.cpu import threads as cpu_threads
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from tests.backends.support.convolution_cases import CONVOLUTIONS, cases, fill
 
 NUMPY = NumPyBackend()
@@ -29,19 +30,19 @@ def compare(kernel: str, exact: float = 1e-11) -> None:
 @pytest.mark.parametrize("product", [1, 50, 1000])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_blocks_and_pieces(monkeypatch, kernel, product, columns):
-    monkeypatch.setattr(numpy_convolution, "PRODUCT", product)
-    monkeypatch.setattr(numpy_convolution, "SUMMED_PRODUCT", product)
-    monkeypatch.setattr(numpy_convolution, "COLUMNS", columns)
-    monkeypatch.setattr(numpy_windows, "COLUMNS", columns)
-    monkeypatch.setattr(numpy_depthwise, "TERMS", columns)
+    monkeypatch.setattr(convolution, "PRODUCT", product)
+    monkeypatch.setattr(convolution, "SUMMED_PRODUCT", product)
+    monkeypatch.setattr(convolution, "COLUMNS", columns)
+    monkeypatch.setattr(windows, "COLUMNS", columns)
+    monkeypatch.setattr(depthwise, "TERMS", columns)
     compare(kernel)
 
 
 @pytest.mark.parametrize("threads", [2, 5])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_threads(monkeypatch, kernel, threads):
-    monkeypatch.setattr(numpy_convolution, "threads", lambda: threads)
-    monkeypatch.setattr(numpy_convolution, "SHARE", 1)
+    monkeypatch.setattr(convolution, "threads", lambda: threads)
+    monkeypatch.setattr(convolution, "SHARE", 1)
     compare(kernel)
     _, arguments, _ = next(c for c in cases(kernel) if c[0] == "same")
     first = getattr(NUMPY, kernel)(*arguments)
@@ -52,8 +53,8 @@ def test_threads(monkeypatch, kernel, threads):
 @pytest.mark.parametrize("ratio", [0, 1000])
 @pytest.mark.parametrize("short", [0, 1000])
 def test_both_ways_to_go_back_and_to_lay_out(monkeypatch, ratio, short):
-    monkeypatch.setattr(numpy_convolution, "AS_CONVOLUTION", ratio)
-    monkeypatch.setattr(numpy_windows, "SHORT_RUN", short)
+    monkeypatch.setattr(convolution, "AS_CONVOLUTION", ratio)
+    monkeypatch.setattr(windows, "SHORT_RUN", short)
     for kernel in KERNELS:
         compare(kernel)
 
@@ -81,8 +82,8 @@ def test_the_fast_paths_are_taken(monkeypatch):
 
 
 def test_a_warning_that_is_off_is_off_in_every_thread(monkeypatch):
-    monkeypatch.setattr(numpy_convolution, "threads", lambda: 2)
-    monkeypatch.setattr(numpy_convolution, "SHARE", 1)
+    monkeypatch.setattr(convolution, "threads", lambda: 2)
+    monkeypatch.setattr(convolution, "SHARE", 1)
     x = np.full((4, 5, 5, 4), np.inf)
     weight = np.ones((4, 1, 3, 3))
     weight[:, :, 1] = -1

@@ -11,8 +11,8 @@ import pytest
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.numpy_backend import MASK_FROM
-from gpubackprop.backends.numpy_fused import MANY_ROWS, NARROW, all_classes
+from gpubackprop.backends.cpu.backend import MASK_FROM
+from gpubackprop.backends.cpu.fused import MANY_ROWS, NARROW, all_classes
 
 K = get_backend("cpu")
 FLOATS = (np.float64, np.float32)

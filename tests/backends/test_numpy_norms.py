@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gpubackprop import testing
-from gpubackprop.backends import numpy_norms
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.numpy_backend import NumPyBackend
-from gpubackprop.backends.numpy_norms import Channels, divisor
+from gpubackprop.backends.cpu import norms as numpy_norms
+from gpubackprop.backends.cpu.backend import NumPyBackend
+from gpubackprop.backends.cpu.norms import Channels, divisor
 from tests.backends import test_composites as composites
 from tests.backends.support import norms_cases
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from gpubackprop import testing
-from gpubackprop.backends import numpy_recurrent
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu import recurrent as numpy_recurrent
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.recurrent import RecurrentKernels
 from tests.backends.support.recurrent_cases import GATES, arguments
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gpubackprop import testing
-from gpubackprop.backends import numpy_fused, numpy_rows, numpy_shared
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu import fused, rows, shared
+from gpubackprop.backends.cpu.backend import NumPyBackend
 
 NUMPY = NumPyBackend()
 KERNELS = ("layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward")
@@ -22,12 +22,12 @@ LAYOUTS = {
 
 
 def make_small(monkeypatch, block, wide, long, threads):
-    monkeypatch.setattr(numpy_fused, "MANY", 1)
-    monkeypatch.setattr(numpy_rows, "BLOCK", block)
-    monkeypatch.setattr(numpy_rows, "WIDE", wide)
-    monkeypatch.setattr(numpy_rows, "LONG", long)
-    monkeypatch.setattr(numpy_rows, "SHARE", 1)
-    monkeypatch.setattr(numpy_shared, "threads", lambda: threads)
+    monkeypatch.setattr(fused, "MANY", 1)
+    monkeypatch.setattr(rows, "BLOCK", block)
+    monkeypatch.setattr(rows, "WIDE", wide)
+    monkeypatch.setattr(rows, "LONG", long)
+    monkeypatch.setattr(rows, "SHARE", 1)
+    monkeypatch.setattr(shared, "threads", lambda: threads)
 
 
 def arguments(kernel, shape, axes, given, dtype):

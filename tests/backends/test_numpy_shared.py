@@ -8,9 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from gpubackprop.backends import cpu_threads, numpy_gelu, numpy_shared
-from gpubackprop.backends.numpy_backend import NumPyBackend
-from gpubackprop.backends.numpy_fused import MANY, leading
+from gpubackprop.backends.cpu import gelu
+from gpubackprop.backends.cpu import shared as sharing
+from gpubackprop.backends.cpu import threads as cpu_threads
+from gpubackprop.backends.cpu.backend import NumPyBackend
+from gpubackprop.backends.cpu.fused import MANY, leading
 from gpubackprop.backends.updates import Updates
 
 K = NumPyBackend()
@@ -28,10 +30,10 @@ LAYOUTS = {
 @pytest.fixture(params=[1, 2, 3])
 def shared(request, monkeypatch):
     """Small blocks, each worth a thread."""
-    monkeypatch.setattr(numpy_shared, "threads", lambda: request.param)
-    monkeypatch.setattr(numpy_shared.in_blocks, "__defaults__", (8192 + 256, 8192))
-    monkeypatch.setattr(numpy_gelu, "BLOCK", 1000)
-    monkeypatch.setattr(numpy_gelu, "SHARE", 1000)
+    monkeypatch.setattr(sharing, "threads", lambda: request.param)
+    monkeypatch.setattr(sharing.in_blocks, "__defaults__", (8192 + 256, 8192))
+    monkeypatch.setattr(gelu, "BLOCK", 1000)
+    monkeypatch.setattr(gelu, "SHARE", 1000)
 
 
 def images(dtype, seed=0):
@@ -76,11 +78,11 @@ def test_gelu_has_the_bits_of_one_thread(monkeypatch, large):
     x, dy = RNG.standard_normal((2, 7, 1111)).astype(np.float32)
     if large:
         x[3, 500:] *= 100.0
-    monkeypatch.setattr(numpy_gelu, "BLOCK", 1000)
-    monkeypatch.setattr(numpy_gelu, "SHARE", 1000)
+    monkeypatch.setattr(gelu, "BLOCK", 1000)
+    monkeypatch.setattr(gelu, "SHARE", 1000)
     results = []
     for n in (1, 2, 5):
-        monkeypatch.setattr(numpy_shared, "threads", lambda n=n: n)
+        monkeypatch.setattr(sharing, "threads", lambda n=n: n)
         results.append((K.gelu(x), K.gelu_backward(dy, x)))
     for found in results[1:]:
         same(found[0], results[0][0])
@@ -89,7 +91,7 @@ def test_gelu_has_the_bits_of_one_thread(monkeypatch, large):
 
 
 def test_an_update_has_the_bits_of_its_definition(monkeypatch):
-    monkeypatch.setattr(numpy_shared, "threads", lambda: 3)
+    monkeypatch.setattr(sharing, "threads", lambda: 3)
     arrays = np.abs(RNG.standard_normal((4, 500_001))).astype(np.float32)
     expected = arrays.copy()
     K.adam_update(*arrays, lr=0.01, step=3)
@@ -100,22 +102,22 @@ def test_an_update_has_the_bits_of_its_definition(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 @pytest.mark.parametrize("n", [0, 1, 9, 10, 11, 95, 100])
 def test_blocks_cover_each_element_once(monkeypatch, n, threads):
-    monkeypatch.setattr(numpy_shared, "threads", lambda: threads)
+    monkeypatch.setattr(sharing, "threads", lambda: threads)
     seen = []
-    numpy_shared.in_blocks(lambda start, stop: seen.append((start, stop)), n, 10, 10)
+    sharing.in_blocks(lambda start, stop: seen.append((start, stop)), n, 10, 10)
     assert sorted(seen) == [(i, min(i + 10, n)) for i in range(0, n, 10)] or not n
     assert all(a < b for a, b in seen)
 
 
 def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(numpy_shared, "threads", lambda: 2)
+    monkeypatch.setattr(sharing, "threads", lambda: 2)
 
     def work(start, stop):
         if start:
             raise ValueError("in the second half")
 
     with pytest.raises(ValueError, match="second half"):
-        numpy_shared.in_blocks(work, 20, 10, 10)
+        sharing.in_blocks(work, 20, 10, 10)
 
 
 @pytest.mark.parametrize("variable", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])

@@ -8,9 +8,9 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn
 from gpubackprop.autograd import gradgradcheck
-from gpubackprop.backends import numpy_images
 from gpubackprop.backends.base import Backend
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu import images as numpy_images
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
 

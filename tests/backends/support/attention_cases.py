@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.attention import AttentionKernels
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 
 Case = tuple[str, tuple[Any, ...], dict[str, Any]]
 

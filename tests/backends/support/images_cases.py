@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.images import pooled_sizes
-from gpubackprop.backends.numpy_backend import NumPyBackend
 from gpubackprop.testing.calls import layouts
 
 Case = tuple[str, tuple[Any, ...], dict[str, Any]]

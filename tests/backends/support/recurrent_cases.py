@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.recurrent import RecurrentKernels
 from gpubackprop.testing.calls import layouts
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpubackprop.backends.cpu_threads import in_parts, threads
+from gpubackprop.backends.cpu.threads import in_parts, threads
 
 # Elements of a block. Smaller ones fit the L2 cache, but threads that call NumPy often wait for
 # each other, and a pass beyond that cache costs less.

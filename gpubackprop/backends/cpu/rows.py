@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from gpubackprop.backends.numpy_shared import in_blocks
+from gpubackprop.backends.cpu.shared import in_blocks
 
 # Elements of a block, and how many are worth a thread.
 BLOCK, SHARE = 1 << 17, 1 << 18

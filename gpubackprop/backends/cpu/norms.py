@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpubackprop.backends import numpy_rows
 from gpubackprop.backends.array_backend import ArrayBackend
-from gpubackprop.backends.cpu_threads import in_parts, threads
-from gpubackprop.backends.numpy_fused import add_over, all_like
+from gpubackprop.backends.cpu import rows
+from gpubackprop.backends.cpu.fused import add_over, all_like
+from gpubackprop.backends.cpu.threads import in_parts, threads
 from gpubackprop.backends.primitives import Array
 
 # Elements of a block. Ones that fit the L2 cache would be smaller, but then threads that call NumPy
@@ -103,18 +103,18 @@ class NumPyNorm(ArrayBackend):
     def rms_norm(
         self, x: Array, weight: Array | None, axes: int, eps: float
     ) -> tuple[Array, Array]:
-        if not (all_like(x, weight) and x.size and numpy_rows.of_features(x, axes, weight)):
+        if not (all_like(x, weight) and x.size and rows.of_features(x, axes, weight)):
             return super().rms_norm(x, weight, axes, eps)
-        y, _, rstd = numpy_rows.normalised(x, weight, None, axes, eps, False)
+        y, _, rstd = rows.normalised(x, weight, None, axes, eps, False)
         return y, rstd
 
     def rms_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int
     ) -> tuple[Array, Array]:
-        fit = all_like(x, dy, weight) and numpy_rows.of_features(x, axes, weight)
+        fit = all_like(x, dy, weight) and rows.of_features(x, axes, weight)
         if not fit or not x.size or dy.shape != x.shape:
             return super().rms_norm_backward(dy, x, weight, rstd, axes)
-        return numpy_rows.cotangents(dy, x, weight, None, rstd, axes)
+        return rows.cotangents(dy, x, weight, None, rstd, axes)
 
 
 class Channels:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
-from gpubackprop.backends.numpy_fused import HALF, ONE, ZERO
+from gpubackprop.backends.cpu.fused import HALF, ONE, ZERO
 from gpubackprop.backends.primitives import Array
 from gpubackprop.backends.recurrent import steps_in_order
 

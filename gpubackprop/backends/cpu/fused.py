@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import numpy_gelu, numpy_rows
-from gpubackprop.backends import numpy_shared as shared
 from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.cpu import gelu, rows, shared
 from gpubackprop.backends.primitives import Array
 
 
@@ -32,7 +31,7 @@ ZERO, HALF, ONE = _constant(0.0), _constant(0.5), _constant(1.0)
 # Of a matrix with few columns, reductions over a row are slow: it is transposed for them.
 NARROW = 32
 MANY_ROWS = 64
-# From this many elements on, the kernels of ``numpy_shared.py`` and ``sum_of_rows`` are faster.
+# From this many elements on, the kernels of ``shared.py`` and ``sum_of_rows`` are faster.
 MANY = 8192
 # Elements of the rows that are added up together, at most.
 WIDE = 2048
@@ -96,12 +95,12 @@ class FusedKernels(ArrayBackend):
     def gelu(self, x: Array) -> Array:
         if x.dtype != np.float32 or not x.shape:
             return super().gelu(x)
-        return numpy_gelu.gelu(x, super().gelu)
+        return gelu.gelu(x, super().gelu)
 
     def gelu_backward(self, dy: Array, x: Array) -> Array:
         if x.dtype != np.float32 or dy.dtype != x.dtype or dy.shape != x.shape or not x.shape:
             return super().gelu_backward(dy, x)
-        return numpy_gelu.gelu_backward(dy, x, super().gelu_backward)
+        return gelu.gelu_backward(dy, x, super().gelu_backward)
 
     # Softmax family.
     def softmax(self, x: Array, axis: int = -1) -> Array:
@@ -191,8 +190,8 @@ class FusedKernels(ArrayBackend):
     ) -> tuple[Array, Array, Array]:
         if not all_like(x, weight, bias):
             return super().layer_norm(x, weight, bias, axes, eps)
-        if x.size >= MANY and numpy_rows.of_features(x, axes, weight, bias):
-            return numpy_rows.normalised(x, weight, bias, axes, eps, True)
+        if x.size >= MANY and rows.of_features(x, axes, weight, bias):
+            return rows.normalised(x, weight, bias, axes, eps, True)
         over = tuple(range(x.ndim - axes, x.ndim))
         n = self.count(x.shape, over)
         mean = add_over(x, over, None, None, True)
@@ -215,8 +214,8 @@ class FusedKernels(ArrayBackend):
     ) -> tuple[Array, Array]:
         if not all_like(x, weight, dy):
             return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
-        if x.size >= MANY and dy.shape == x.shape and numpy_rows.of_features(x, axes, weight):
-            return numpy_rows.cotangents(dy, x, weight, mean, rstd, axes)
+        if x.size >= MANY and dy.shape == x.shape and rows.of_features(x, axes, weight):
+            return rows.cotangents(dy, x, weight, mean, rstd, axes)
         over = tuple(range(x.ndim - axes, x.ndim))
         n = self.count(x.shape, over)
         xhat = np.subtract(x, mean)

@@ -1,9 +1,9 @@
 """Kernels of ``convolution.py`` on NumPy arrays, faster than by their definition.
 
 The images are shared among threads, and each thread takes a few at a time, so that they stay in its
-core's cache: it lays out what the windows see (``numpy_windows.py``) and multiplies by the weight,
+core's cache: it lays out what the windows see (``windows.py``) and multiplies by the weight,
 in products that are small enough for the BLAS not to divide them again. Kernels of one element need
-no layout, and groups of one channel no products (``numpy_depthwise.py``).
+no layout, and groups of one channel no products (``depthwise.py``).
 
 The fast paths are for arrays of one dtype, float32 or float64; all else runs the definition.
 """
@@ -16,11 +16,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpubackprop.backends import numpy_depthwise as depthwise
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.convolution import Padding
-from gpubackprop.backends.cpu_threads import in_parts, threads
-from gpubackprop.backends.numpy_windows import COLUMNS, Columns, Geometry
+from gpubackprop.backends.cpu import depthwise
+from gpubackprop.backends.cpu.threads import in_parts, threads
+from gpubackprop.backends.cpu.windows import COLUMNS, Columns, Geometry
 from gpubackprop.backends.primitives import Array, Shape
 
 # Multiplications in one product. From 262,144 on, OpenBLAS divides a product among threads of its

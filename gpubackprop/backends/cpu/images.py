@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
-from gpubackprop.backends.cpu_threads import in_parts, threads
+from gpubackprop.backends.cpu.threads import in_parts, threads
 from gpubackprop.backends.images import lowest, pooled_sizes, winner_dtype
 from gpubackprop.backends.primitives import Array, Shape
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpubackprop.backends.array_backend import window_layout
-from gpubackprop.backends.numpy_windows import Geometry, Padded
+from gpubackprop.backends.cpu.windows import Geometry, Padded
 
 # Bytes of images at a time: a core's L2 cache holds three of these.
 TERMS = 256 << 10

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpubackprop.backends.numpy_shared import in_blocks
+from gpubackprop.backends.cpu.shared import in_blocks
 
 BLOCK = 65536  # four arrays of 256 KiB
 SHARE = 1 << 16  # elements that are worth a thread

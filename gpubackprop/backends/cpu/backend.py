@@ -1,7 +1,7 @@
 """The NumPy backend: the reference that gives every kernel its meaning, on a CPU.
 
-The primitives come from NumPy. Overrides of composite kernels are in ``numpy_fused.py`` and, by
-subject, ``numpy_images.py`` and the like; the parity suite holds each against its definition.
+The primitives come from NumPy. Overrides of composite kernels are in ``fused.py`` and, by
+subject, ``images.py`` and the like; the parity suite holds each against its definition.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends import numpy_shared as shared
 from gpubackprop.backends import philox, special
 from gpubackprop.backends.base import Numerics
-from gpubackprop.backends.numpy_attention import NumPyAttention
-from gpubackprop.backends.numpy_convolution import NumPyConvolution
-from gpubackprop.backends.numpy_fused import (
+from gpubackprop.backends.cpu import shared
+from gpubackprop.backends.cpu.attention import NumPyAttention
+from gpubackprop.backends.cpu.convolution import NumPyConvolution
+from gpubackprop.backends.cpu.fused import (
     MANY,
     ONE,
     FusedKernels,
@@ -28,9 +28,9 @@ from gpubackprop.backends.numpy_fused import (
     min_over,
     sum_of_rows,
 )
-from gpubackprop.backends.numpy_images import NumPyImage
-from gpubackprop.backends.numpy_norms import NumPyNorm
-from gpubackprop.backends.numpy_recurrent import NumPyRecurrent
+from gpubackprop.backends.cpu.images import NumPyImage
+from gpubackprop.backends.cpu.norms import NumPyNorm
+from gpubackprop.backends.cpu.recurrent import NumPyRecurrent
 from gpubackprop.backends.primitives import Array, Axis
 from gpubackprop.backends.updates import Updates
 
