@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import gpubackprop as gb
 from gpubackprop.autograd import Tensor
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpubackprop.nn import Arena, Linear, Parameter
 from gpubackprop.nn.arena import ALIGNMENT

@@ -11,7 +11,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn
 from gpubackprop.autograd import STATE
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.random import Generator
 from gpubackprop.errors import CheckpointError, ConfigError, DeviceError, DTypeError, ShapeError
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import gpubackprop as gb
 from gpubackprop import nn, optim
-from gpubackprop.backends.numpy_backend import NumPyBackend
+from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.errors import ConfigError, DTypeError, GradientError
 
 MAKERS = {
