@@ -46,7 +46,8 @@ format: $(VENV)/.installed-dev ## mend what the linter can mend
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-peers ## time this project, PyTorch and scikit-learn in turns
-	$(BIN)/python -m benchmarks.mlp $(ARGS)
+	$(BIN)/python -m benchmarks.recipes $(ARGS)
+	$(BIN)/python -m benchmarks.mlp
 	$(BIN)/python -m benchmarks.operation_cost
 
 clean: ## remove .venv and every cache
