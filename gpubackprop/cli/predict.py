@@ -36,9 +36,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder that train wrote")
     parser.add_argument(
         "data",
-        nargs="?",
+        nargs="*",
         metavar="DATA",
-        help="CSV, NPZ or IDX file of samples, a picture, or a folder of pictures (default: the "
+        help="CSV, NPZ or IDX file of samples, pictures, or a folder of pictures (default: the "
         "held-out part of the recipe's data)",
     )
     parser.add_argument("--array", metavar="NAME", help="the array of samples in an NPZ file")
@@ -97,13 +97,15 @@ def _inputs(
     options: argparse.Namespace, trained: Run
 ) -> tuple[np.ndarray[Any, Any], list[str] | None]:
     """The samples as the network takes them; and of pictures the name of each one's file."""
-    if options.data is None:
+    if not options.data:
         return load_its_data(trained, options.data_dir).test.array("input"), None
-    path = Path(options.data)
-    if path.is_dir() or path.suffix.lower() in ENDINGS:
-        pictures = _pictures(path, trained)
+    paths = [Path(given) for given in options.data]
+    path = paths[0]
+    if path.is_dir() or path.suffix.lower() in ENDINGS or len(paths) > 1:
+        pictures = _pictures(paths, trained)
+        files = [p.name if path.is_dir() else str(p) for p in pictures.paths]
         # A name may hold bytes that are no UTF-8, which no file of predictions could.
-        names = [p.name.encode(errors="replace").decode() for p in pictures.paths]
+        names = [name.encode(errors="replace").decode() for name in files]
         return fit_inputs(trained, pictures[:], str(path)), names
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".npz"):
@@ -131,14 +133,22 @@ def _inputs(
     return fit_inputs(trained, raw, str(path)), None
 
 
-def _pictures(path: Path, trained: Run) -> Pictures:
-    """A picture, or those of a folder in the order of their names, in the size of the network."""
+def _pictures(paths: list[Path], trained: Run) -> Pictures:
+    """Pictures, or those of a folder in the order of their names, in the size of the network."""
+    path = paths[0]
+    if len(paths) > 1:
+        other = next((p for p in paths if p.is_dir() or p.suffix.lower() not in ENDINGS), None)
+        if other is not None:
+            raise ConfigError(
+                f"only of pictures several may be named, and {other} is none; predict one folder "
+                "or file of samples at a time"
+            )
     shape = trained.input_shape
     if len(shape) != 3 or shape[0] != shape[1] or shape[2] not in (1, 3):
         raise ConfigError(
             f"{path}: the network takes inputs of shape {list(shape)}, which are no square pictures"
         )
-    paths = [path] if not path.is_dir() else pictures_in(path)
+    paths = paths if not path.is_dir() else pictures_in(path)
     if not paths:
         raise DataError(f"{path} holds no picture (a file that ends in {', '.join(ENDINGS)})")
     return Pictures(paths, shape[0], shape[2] == 1)

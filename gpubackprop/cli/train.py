@@ -256,7 +256,8 @@ def _summary(job: Job, result: FitResult, device: str, out: Path) -> dict[str, A
 
 def _report(summary: dict[str, Any], result: FitResult) -> str:
     epochs = f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
-    parts = [f"{epochs}, {summary['steps']:,} steps in {summary['seconds']:.1f} s"]
+    steps = f"{summary['steps']:,} step{'s' * (summary['steps'] != 1)}"
+    parts = [f"{epochs}, {steps} in {summary['seconds']:.1f} s"]
     if result.stopped_early:
         parts.append("stopped early")
     if summary["test_loss"] is not None:

@@ -159,7 +159,13 @@ def test_a_folder_of_pictures_from_training_to_prediction(run, here):
     assert rows[0] == "sample,file,class,name,score dark,score light"
     assert rows[3].startswith("2,10.png,0,dark,0.")  # in the order of their names
     assert [p["file"] for p in predictions[:3]] == ["0.png", "1.png", "10.png"]
-    assert json.loads(one.out)["predictions"][0]["file"] == "3.png"
+    assert json.loads(one.out)["predictions"][0]["file"] == "mine/light/3.png"
+    named = ["mine/light/3.png", "mine/dark/0.png"]
+    two = json.loads(run("predict", "run", *named, "--device", "cpu", "--json").out)["predictions"]
+    assert [(p["file"], p["name"]) for p in two] == list(zip(named, ("light", "dark"), strict=True))
+    for other in ("mine/dark", "found.npz"):
+        outcome = run("predict", "run", named[0], other, "--device", "cpu")
+        assert outcome.status == 2 and f"several may be named, and {other}" in outcome.error
     run("predict", "run", "mine/dark", "--device", "cpu", "--out", "found.npz")
     with np.load(here / "found.npz") as found:
         assert found["files"][2] == "10.png" and len(found["files"]) == len(found["class"])
