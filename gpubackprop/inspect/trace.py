@@ -219,6 +219,8 @@ class Trace:
         """
         from safetensors import SafetensorError, safe_open
 
+        if not Path(path).is_file():
+            raise CheckpointError(f"cannot read the trace {path}: no such file")
         try:
             with safe_open(str(path), framework="numpy") as file:
                 header = file.metadata() or {}
@@ -242,8 +244,12 @@ class Trace:
                     ]
                     for s, rows in enumerate(json.loads(header["steps"]))
                 ]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except OSError as error:
+            raise CheckpointError(f"cannot read the trace {path}: {error}") from None
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"cannot read the trace {path}: {error}") from None
+            raise CheckpointError(
+                f"{path} is damaged or no trace ({error}); make it again with --save-trace"
+            ) from None
         return cls(meta, steps)

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpubackprop.autograd import Tensor, no_grad
 from gpubackprop.backends.random import Generator, default_generator
-from gpubackprop.errors import ConfigError, ShapeError
+from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 
 
 def generate(
@@ -48,6 +48,14 @@ def generate(
     it: every token sees at least half a context before it, and a token costs one position on
     average, where keeping the context full would cost all of them for each token.
     """
+    if not callable(getattr(model, "step", None)):
+        raise ConfigError(
+            f"generate: {type(model).__name__} has no method step, which gives the logits of the "
+            "next token; TransformerLM and RecurrentLM have it"
+        )
+    if not isinstance(prompt, Tensor):
+        kind = type(prompt).__name__
+        raise DTypeError(f"generate: prompt is a {kind}; make a tensor of it with gb.tensor(...)")
     if prompt.ndim != 2 or prompt.dtype.kind not in "iu" or not prompt.shape[1]:
         raise ShapeError(
             "generate: prompt must be integers of shape (N, T) with at least one token, not "

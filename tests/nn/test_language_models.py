@@ -10,7 +10,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn, optim
 from gpubackprop.backends.random import Generator
-from gpubackprop.errors import ConfigError, ShapeError
+from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812
 from gpubackprop.nn.generation import _choose
 
@@ -246,6 +246,8 @@ def tokens(*shape):
         (lambda: nn.RecurrentLM(11, 4, 8, tie_weights=True), ConfigError, "tie_weights"),
         (lambda: nn.generate(recurrent(), tokens(1, 0), 1), ShapeError, "at least one token"),
         (lambda: nn.generate(recurrent(), tokens(1, 1), -1), ConfigError, "length"),
+        (lambda: nn.generate(nn.Linear(2, 2), tokens(1, 1), 1), ConfigError, "no method step"),
+        (lambda: nn.generate(recurrent(), [[1, 2]], 1), DTypeError, "prompt is a list; make a ten"),
         (lambda: nn.generate(recurrent(), tokens(1, 1), 1, temperature=-1), ConfigError, "temp"),
         (lambda: nn.generate(recurrent(), tokens(1, 1), 1, top_k=0), ConfigError, "top_k"),
         (lambda: nn.generate(recurrent(), tokens(1, 1), 1, top_p=1.5), ConfigError, "top_p"),
