@@ -59,7 +59,7 @@ def test_saved_trace_stands_for_the_other_machine(capsys, tmp_path):
 
 
 def test_disagreement_is_the_exit_status(capsys, tmp_path, monkeypatch):
-    from gpubackprop.backends.numpy_backend import NumPyBackend
+    from gpubackprop.backends.cpu.backend import NumPyBackend
 
     trace = tmp_path / "run.trace"
     right = NumPyBackend.relu_backward
