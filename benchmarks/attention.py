@@ -7,7 +7,6 @@ A step is one call; with gradients, the call and its backward pass. Both run on 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -90,31 +89,16 @@ def torch_step(case: Case, direction: str) -> Callable[[], Any]:
     return step
 
 
+def step(contender: str, workload: str, direction: str) -> Callable[[], Any]:
+    """The call to time."""
+    make = gb_step if contender == "gb-numpy" else torch_step
+    return make(WORKLOADS[workload], direction)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print microseconds a call and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--only", choices=WORKLOADS)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3)
-    options = parser.parse_args(argv)
-    if options.worker:
-        name, workload = options.worker
-        key, direction = workload.split(" ")
-        make = gb_step if name == "gb-numpy" else torch_step
-        interleave.serve(make(WORKLOADS[key], direction), {})
-        return 0
-    for key in [options.only] if options.only else WORKLOADS:
-        for direction in DIRECTIONS:
-            results, absent = interleave.run(
-                "benchmarks.attention",
-                f"{key} {direction}",
-                CONTENDERS,
-                options.rounds,
-                options.seconds,
-            )
-            interleave.show(f"{key}, {direction}", results, absent)
-    return 0
+    cases = [(key, what, f"{key}, {what}") for key in WORKLOADS for what in DIRECTIONS]
+    return interleave.command(argv, __doc__, "benchmarks.attention", CONTENDERS, cases, step, 0.3)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ threads as this project: all cores, or what OMP_NUM_THREADS says.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -103,33 +102,21 @@ def torch_steps(s: Shape, channels_last: bool) -> dict[str, Callable[[], Any]]:
     }
 
 
+def step(contender: str, workload: str, direction: str) -> Callable[[], Any]:
+    """The call to time."""
+    s = WORKLOADS[workload]
+    steps = gb_steps(s) if contender == "gb-numpy" else torch_steps(s, contender != "torch")
+    return steps[direction]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print milliseconds a call and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--only", choices=WORKLOADS)
-    parser.add_argument("--direction", choices=DIRECTIONS)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.2)
-    options = parser.parse_args(argv)
-    if options.worker:
-        name, workload = options.worker
-        shape, direction = workload.split(" ")
-        s = WORKLOADS[shape]
-        steps = gb_steps(s) if name == "gb-numpy" else torch_steps(s, name != "torch")
-        interleave.serve(steps[direction], {})
-        return 0
-    for shape in [options.only] if options.only else WORKLOADS:
-        for direction in [options.direction] if options.direction else DIRECTIONS:
-            results, absent = interleave.run(
-                "benchmarks.convolution",
-                f"{shape} {direction}",
-                CONTENDERS,
-                options.rounds,
-                options.seconds,
-            )
-            interleave.show(f"{shape}, {IMAGES} images, {direction}", results, absent)
-    return 0
+    cases = [
+        (key, direction, f"{key}, {IMAGES} images, {direction}")
+        for key in WORKLOADS
+        for direction in DIRECTIONS
+    ]
+    return interleave.command(argv, __doc__, "benchmarks.convolution", CONTENDERS, cases, step)
 
 
 if __name__ == "__main__":

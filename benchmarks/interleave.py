@@ -9,6 +9,7 @@ another.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -144,6 +145,43 @@ def serve(step: Callable[[], Any], info: dict[str, Any], steps_per_call: int = 1
             step()
         rate = wanted / (time.perf_counter() - start)
         print(rate * steps_per_call, flush=True)
+
+
+def command(
+    argv: Sequence[str] | None,
+    doc: str,
+    module: str,
+    contenders: Sequence[str],
+    cases: Sequence[tuple[str, str, str]],
+    step: Callable[[str, str, str], Callable[[], Any]],
+    seconds: float = 0.2,
+) -> int:
+    """The command of a benchmark of single calls: tables of a contender's calls a second.
+
+    Parameters
+    ----------
+    argv, doc, module : arguments, the module's docstring and its name.
+    contenders : the first is the one that ratios refer to.
+    cases : (workload, what is done with it, title of the table).
+    step : ``step(contender, workload, what)`` gives the call to time.
+    seconds : length of a turn unless the option says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=list(dict.fromkeys(key for key, _, _ in cases)))
+    parser.add_argument("--direction", choices=list(dict.fromkeys(what for _, what, _ in cases)))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=seconds)
+    options = parser.parse_args(argv)
+    if options.worker:
+        contender, case = options.worker
+        serve(step(contender, *case.split(" ")), {})
+        return 0
+    for key, what, title in cases:
+        if options.only in (None, key) and options.direction in (None, what):
+            found = run(module, f"{key} {what}", contenders, options.rounds, options.seconds)
+            show(title, *found)
+    return 0
 
 
 def machine() -> dict[str, Any]:

@@ -8,7 +8,6 @@ on two threads, channels last.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -100,31 +99,20 @@ def torch_steps(shape: tuple[int, ...]) -> Steps:
     }
 
 
+def step(contender: str, workload: str, direction: str) -> Callable[[], Any]:
+    """The call to time."""
+    make = gb_steps if contender == "gb-numpy" else torch_steps
+    return make(WORKLOADS[workload])[direction]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print milliseconds a call and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--only", choices=WORKLOADS)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.2)
-    options = parser.parse_args(argv)
-    if options.worker:
-        name, workload = options.worker
-        key, direction = workload.split(" ")
-        make = gb_steps if name == "gb-numpy" else torch_steps
-        interleave.serve(make(WORKLOADS[key])[direction], {})
-        return 0
-    for key in [options.only] if options.only else WORKLOADS:
-        for direction in directions(WORKLOADS[key]):
-            results, absent = interleave.run(
-                "benchmarks.normalization",
-                f"{key} {direction}",
-                CONTENDERS,
-                options.rounds,
-                options.seconds,
-            )
-            interleave.show(f"{key}, {WORKLOADS[key][0]} samples, {direction}", results, absent)
-    return 0
+    cases = [
+        (key, direction, f"{key}, {shape[0]} samples, {direction}")
+        for key, shape in WORKLOADS.items()
+        for direction in directions(shape)
+    ]
+    return interleave.command(argv, __doc__, "benchmarks.normalization", CONTENDERS, cases, step)
 
 
 if __name__ == "__main__":

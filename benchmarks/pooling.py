@@ -8,7 +8,6 @@ otherwise. A step is one call. PyTorch runs on two threads, channels last.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -81,32 +80,20 @@ def torch_steps(s: Shape) -> dict[str, Callable[[], Any]]:
     }
 
 
+def step(contender: str, workload: str, direction: str) -> Callable[[], Any]:
+    """The call to time."""
+    make = gb_steps if contender == "gb-numpy" else torch_steps
+    return make(WORKLOADS[workload])[direction]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print milliseconds a call and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--only", choices=WORKLOADS)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.2)
-    options = parser.parse_args(argv)
-    if options.worker:
-        name, workload = options.worker
-        shape, direction = workload.split(" ")
-        make = gb_steps if name == "gb-numpy" else torch_steps
-        interleave.serve(make(WORKLOADS[shape])[direction], {})
-        return 0
-    for shape in [options.only] if options.only else WORKLOADS:
-        for direction in DIRECTIONS:
-            results, absent = interleave.run(
-                "benchmarks.pooling",
-                f"{shape} {direction}",
-                CONTENDERS,
-                options.rounds,
-                options.seconds,
-            )
-            title = f"{shape}, {WORKLOADS[shape].images} images, {direction}"
-            interleave.show(title, results, absent)
-    return 0
+    cases = [
+        (key, direction, f"{key}, {shape.images} images, {direction}")
+        for key, shape in WORKLOADS.items()
+        for direction in DIRECTIONS
+    ]
+    return interleave.command(argv, __doc__, "benchmarks.pooling", CONTENDERS, cases, step)
 
 
 if __name__ == "__main__":
