@@ -7,12 +7,16 @@ import shlex
 
 import pytest
 
+from gpubackprop import recipes
 from tests.commands import PROJECT, check
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = FENCED.findall(README)
 INLINE = re.findall(r"`((?:gpubackprop|make) [^`]+)`", README)
-LINES = [line for language, text in BLOCKS if not language for line in text.splitlines()]
+PAGES = sorted((PROJECT / "docs").rglob("*.md"))
+ALL = [*BLOCKS, *[b for page in PAGES for b in FENCED.findall(page.read_text(encoding="utf-8"))]]
+LINES = [line for language, text in ALL if not language for line in text.splitlines()]
 
 
 def test_the_tour_runs(capsys):
@@ -21,8 +25,9 @@ def test_the_tour_runs(capsys):
         if language == "python":
             exec(compile(text, "README.md", "exec"), names)
     said = capsys.readouterr().out.splitlines()
-    assert said[-2] == "12.0 12.0"
-    assert float(said[-1].split()[-1]) > 0.85
+    assert said[1] == "12.0 12.0"
+    assert float(said[2].split()[-1]) > 0.85
+    assert said[3] == "(16, 1, 3, 3)"
 
 
 @pytest.mark.parametrize("line", [*LINES, *INLINE])
@@ -43,6 +48,12 @@ def test_commands_exist(line):
                 check(["gpubackprop", *rest[image + 1 :]])
             case _:
                 pytest.fail(f"the README shows a command that this test does not know: {command}")
+
+
+def test_every_recipe_has_a_page_and_a_row():
+    names = set(recipes.names())
+    assert {page.stem for page in (PROJECT / "docs" / "recipes").iterdir()} == names
+    assert set(re.findall(r"^\| \[`([\w-]+)`\]\(docs/recipes/\1\.md\)", README, re.M)) == names
 
 
 def test_links_lead_somewhere():
