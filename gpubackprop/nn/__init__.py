@@ -15,9 +15,10 @@ from gpubackprop.nn.activations import (
 )
 from gpubackprop.nn.arena import Arena
 from gpubackprop.nn.attention import KeyValueCache, MultiheadAttention
+from gpubackprop.nn.cells import GRUCell, LSTMCell, RNNCell
 from gpubackprop.nn.channel_dropout import Dropout1d, Dropout2d, Dropout3d
 from gpubackprop.nn.containers import ModuleDict, ModuleList, Sequential
-from gpubackprop.nn.conv_layers import (
+from gpubackprop.nn.convolution import (
     Conv1d,
     Conv2d,
     Conv3d,
@@ -66,7 +67,7 @@ from gpubackprop.nn.norms import (
     InstanceNorm3d,
     RMSNorm,
 )
-from gpubackprop.nn.padding_layers import (
+from gpubackprop.nn.padding import (
     CircularPad1d,
     CircularPad2d,
     CircularPad3d,
@@ -84,7 +85,7 @@ from gpubackprop.nn.padding_layers import (
     ZeroPad3d,
 )
 from gpubackprop.nn.parameter import Parameter
-from gpubackprop.nn.pooling_layers import (
+from gpubackprop.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
     AdaptiveAvgPool3d,
@@ -107,7 +108,6 @@ from gpubackprop.nn.positions import (
     sinusoidal_positions,
 )
 from gpubackprop.nn.recurrent import GRU, LSTM, RNN
-from gpubackprop.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 from gpubackprop.nn.transformer import (
     Transformer,
     TransformerDecoder,

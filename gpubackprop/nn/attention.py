@@ -11,8 +11,8 @@ from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError, GradientError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
 from gpubackprop.nn import init
-from gpubackprop.nn.arguments import as_operand
-from gpubackprop.nn.attention_functions import attend, attend_with_weights, joined_masks
+from gpubackprop.nn.functions.arguments import as_operand
+from gpubackprop.nn.functions.attention import attend, attend_with_weights, joined_masks
 from gpubackprop.nn.layers import Device, Linear, _empty, _size
 from gpubackprop.nn.module import Module
 from gpubackprop.nn.parameter import Parameter

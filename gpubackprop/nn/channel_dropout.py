@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError, DTypeError
-from gpubackprop.nn.layout import inward
+from gpubackprop.nn.functions.layout import inward
 from gpubackprop.nn.module import Module
 
 DROPOUT = REGISTRY["dropout"]

@@ -10,7 +10,8 @@ from __future__ import annotations
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError
-from gpubackprop.nn.adaptive_pooling import (
+from gpubackprop.nn.channel_dropout import dropout1d, dropout2d, dropout3d
+from gpubackprop.nn.functions.adaptive_pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
     adaptive_avg_pool3d,
@@ -20,10 +21,9 @@ from gpubackprop.nn.adaptive_pooling import (
     global_avg_pool,
     global_max_pool,
 )
-from gpubackprop.nn.attention_functions import rotary, scaled_dot_product_attention
-from gpubackprop.nn.channel_dropout import dropout1d, dropout2d, dropout3d
-from gpubackprop.nn.class_losses import accuracy, cross_entropy, nll_loss
-from gpubackprop.nn.convolution import (
+from gpubackprop.nn.functions.attention import rotary, scaled_dot_product_attention
+from gpubackprop.nn.functions.class_losses import accuracy, cross_entropy, nll_loss
+from gpubackprop.nn.functions.convolution import (
     conv1d,
     conv2d,
     conv3d,
@@ -31,8 +31,8 @@ from gpubackprop.nn.convolution import (
     conv_transpose2d,
     conv_transpose3d,
 )
-from gpubackprop.nn.lookup import embedding, one_hot
-from gpubackprop.nn.losses import (
+from gpubackprop.nn.functions.lookup import embedding, one_hot
+from gpubackprop.nn.functions.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     huber_loss,
@@ -42,15 +42,15 @@ from gpubackprop.nn.losses import (
     quadratic_cost,
     smooth_l1_loss,
 )
-from gpubackprop.nn.norm_functions import (
+from gpubackprop.nn.functions.norms import (
     batch_norm,
     group_norm,
     instance_norm,
     layer_norm,
     rms_norm,
 )
-from gpubackprop.nn.padding import pad
-from gpubackprop.nn.pooling import (
+from gpubackprop.nn.functions.padding import pad
+from gpubackprop.nn.functions.pooling import (
     avg_pool1d,
     avg_pool2d,
     avg_pool3d,
@@ -58,7 +58,7 @@ from gpubackprop.nn.pooling import (
     max_pool2d,
     max_pool3d,
 )
-from gpubackprop.nn.resize import interpolate, pixel_shuffle, pixel_unshuffle
+from gpubackprop.nn.functions.resize import interpolate, pixel_shuffle, pixel_unshuffle
 
 __all__ = [
     "accuracy",

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from gpubackprop.autograd import Tensor
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
-from gpubackprop.nn.convolution import sizes
+from gpubackprop.nn.functions.convolution import sizes
+from gpubackprop.nn.functions.resize import MODES, Factor
 from gpubackprop.nn.module import Module
-from gpubackprop.nn.resize import MODES, Factor
 from gpubackprop.suggest import unknown
 
 

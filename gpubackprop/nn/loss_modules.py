@@ -15,7 +15,7 @@ import numpy as np
 from gpubackprop.autograd import Tensor
 from gpubackprop.errors import ConfigError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
-from gpubackprop.nn.arguments import as_operand
+from gpubackprop.nn.functions.arguments import as_operand
 from gpubackprop.nn.module import Module
 from gpubackprop.suggest import unknown
 

@@ -10,7 +10,7 @@ from gpubackprop.autograd import STATE, Tensor
 from gpubackprop.backends import as_dtype, get_backend
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import init
-from gpubackprop.nn import norm_functions as F  # noqa: N812 - the field's abbreviation
+from gpubackprop.nn.functions import norms as F  # noqa: N812 - the field's abbreviation
 from gpubackprop.nn.layers import Device, _empty, _size
 from gpubackprop.nn.module import Module
 from gpubackprop.nn.parameter import Parameter

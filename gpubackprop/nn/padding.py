@@ -1,157 +1,167 @@
-"""Padding: elements added around an array, from a number or from the array itself."""
+"""Padding as modules: borders of zeros, of a number, mirrored, repeated or taken from the other
+end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from gpubackprop.autograd import REGISTRY, Tensor, apply
-from gpubackprop.errors import ConfigError, ShapeError
-from gpubackprop.suggest import unknown
-
-__all__ = ["pad"]
-
-PAD = REGISTRY["pad"]
-CONCATENATE = REGISTRY["concatenate"]
-BROADCAST_TO = REGISTRY["broadcast_to"]
-
-Sides = tuple[int, int]
-MIRRORS = ("reflect", "replicate")  # of the axis as it was before elements were taken
+from gpubackprop.autograd import Tensor
+from gpubackprop.errors import ConfigError
+from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
+from gpubackprop.nn.functions.layout import inward, outward
+from gpubackprop.nn.functions.padding import check_widths
+from gpubackprop.nn.module import Module
 
 
-def pad(
-    input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
-) -> Tensor:
-    """Elements added before and after the last axes; a negative number takes elements away.
+class _Pad(Module):
+    """Base of the layers that pad images of `axes` spatial axes.
 
     Parameters
     ----------
-    input : any shape.
-    pad : pairs (before, after), the last axis first: ``(left, right, top, bottom)`` for the last
-        two axes.
-    mode : where the new elements come from.
-
-        - ``"constant"``: they are `value`;
-        - ``"reflect"``: the mirror image without the edge, ``c b | a b c | b a``; a width is below
-          the length of its axis;
-        - ``"replicate"``: the edge again, ``a a | a b c | c c``;
-        - ``"circular"``: the other end, ``b c | a b c | a b``; a width is at most the length.
-    value : for ``"constant"``; 0 by default.
-
-    Returns
-    -------
-    Tensor
-        Each axis longer by the sum of its pair.
-
-    Raises
-    ------
-    ConfigError
-        If the mode is unknown, or a value is given that the mode has no use for.
-    ShapeError
-        If the numbers are not pairs, or an axis is too short for them.
+    padding : a width for all sides, or (before, after) of each axis, the last axis first:
+        (left, right, top, bottom). A negative width takes elements away.
+    channels_last : whether input and result are (N, *spatial, C) instead of (N, C, *spatial). The
+        batch axis may be absent.
     """
-    widths = _widths(input, pad)
-    if mode != "constant" and mode not in BORDERS:
-        raise ConfigError(f"pad: {unknown('mode', mode, ('constant', *BORDERS))}")
-    if mode != "constant" and value:
-        raise ConfigError(f"pad: value is for mode 'constant'; mode {mode!r} takes none")
-    check_widths("pad", input, widths, mode)
-    mirrors = mode in MIRRORS
-    if not mirrors:
-        input = _cut(input, widths)
-    added = [(max(a, 0), max(b, 0)) for a, b in widths]
-    if mode == "constant" and any(map(any, added)):
-        return apply(PAD, input, pad_width=tuple(added), value=0.0 if value is None else value)
-    for axis, sides in enumerate(added):
-        if any(sides):
-            input = _extended(input, axis, sides, mode)
-    return _cut(input, widths) if mirrors else input
+
+    axes: int
+    mode: str
+    value: float | None = None
+
+    def __init__(self, padding: int | Sequence[int], *, channels_last: bool = False) -> None:
+        name, count = type(self).__name__, 2 * self.axes
+        widths = tuple(padding) if isinstance(padding, Sequence) else (padding,) * count
+        if len(widths) != count or any(not hasattr(w, "__index__") for w in widths):
+            raise ConfigError(
+                f"{name}: padding must be an integer or {count} of them, (before, after) of each "
+                f"spatial axis, the last axis first, not {padding!r}"
+            )
+        self.padding = tuple(int(w) for w in widths)
+        self.channels_last = bool(channels_last)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input with a border."""
+        name, last = type(self).__name__, int(self.channels_last)
+        x = inward(name, input, self.axes, self.channels_last)
+        sides = list(zip(self.padding[::2], self.padding[1::2], strict=True))[::-1]
+        front = input.ndim - self.axes - last
+        check_widths(name, input, [(0, 0)] * front + sides + [(0, 0)] * last, self.mode)
+        y = F.pad(x, (0, 0, *self.padding), self.mode, self.value)
+        return outward(y, input, self.channels_last)
+
+    def extra_repr(self) -> str:
+        value = "" if self.value is None else f", value={self.value:g}"
+        return f"{self.padding}{value}{', channels_last=True' if self.channels_last else ''}"
 
 
-def _widths(input: Tensor, pad: Sequence[int]) -> list[Sides]:
-    """(before, after) of each axis, in the order of the axes."""
-    numbers = tuple(pad) if isinstance(pad, (tuple, list)) else (pad,)
-    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in numbers):
-        raise ConfigError(f"pad: pad must be integers, two for each axis, not {pad!r}")
-    if len(numbers) % 2 or len(numbers) > 2 * input.ndim:
-        raise ShapeError(
-            f"pad: pad must be pairs (before, after), the last axis first, for at most the "
-            f"{input.ndim} axes of input (shape {input.shape}), not {len(numbers)} number(s) "
-            f"{numbers}"
-        )
-    pairs = [(int(a), int(b)) for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
-    return [(0, 0)] * (input.ndim - len(pairs)) + pairs[::-1]
+class ConstantPad1d(_Pad):
+    """A border of `value` around (N, C, L) or (C, L); see :class:`ConstantPad2d`."""
+
+    axes, mode = 1, "constant"
+
+    def __init__(
+        self, padding: int | Sequence[int], value: float, *, channels_last: bool = False
+    ) -> None:
+        super().__init__(padding, channels_last=channels_last)
+        self.value = float(value)
 
 
-def check_widths(name: str, input: Tensor, widths: Sequence[Sides], mode: str) -> None:
-    """Refuse widths that an axis is too short for, in words of the input as the user has it.
+class ConstantPad2d(ConstantPad1d):
+    """A border of `value` around (N, C, H, W) or (C, H, W).
 
-    Raises
-    ------
-    ShapeError
-        Naming the axis.
+    Parameters
+    ----------
+    padding : a width for all sides, or (left, right, top, bottom). A negative width takes elements
+        away.
+    value : of the new elements.
+    channels_last : whether input and result are (N, H, W, C), or (H, W, C).
     """
-    for axis, (n, (a, b)) in enumerate(zip(input.shape, widths, strict=True)):
-        taken = min(a, 0) + min(b, 0)
-        if taken + n < 0 or n + a + b < 0:
-            raise ShapeError(
-                f"{name}: ({a}, {b}) takes more than the {n} elements of axis {axis} of input "
-                f"(shape {input.shape})"
-            )
-        if mode == "constant" or max(a, b) <= 0:
-            continue
-        _, longest, limit = BORDERS[mode]
-        left = n if mode in MIRRORS else n + taken
-        if not left or max(a, b) > longest(left):
-            raise ShapeError(
-                f"{name}: mode {mode!r} adds {limit}, but axis {axis} of input (shape "
-                f"{input.shape}) has {left} elements and pad asks for {(a, b)}; pad less, or in "
-                "several steps"
-            )
+
+    axes = 2
 
 
-def _cut(x: Tensor, widths: list[Sides]) -> Tensor:
-    """Without what the negative widths take away."""
-    if all(min(sides) >= 0 for sides in widths):
-        return x
-    kept = [slice(max(-a, 0), n + min(b, 0)) for n, (a, b) in zip(x.shape, widths, strict=True)]
-    return x[tuple(kept)]
+class ConstantPad3d(ConstantPad1d):
+    """A border of `value` around (N, C, D, H, W) or (C, D, H, W); see :class:`ConstantPad2d`."""
+
+    axes = 3
 
 
-def _extended(x: Tensor, axis: int, sides: Sides, mode: str) -> Tensor:
-    """One axis longer by parts of the array itself."""
-    border, n = BORDERS[mode][0], x.shape[axis]
-    parts = [x]
-    for end, width in enumerate(sides):
-        if width:
-            part = x[(*(slice(None),) * axis, border(n, width, end))]
-            if part.shape[axis] != width:  # the edge, as often as it is wanted
-                shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
-                part = apply(BROADCAST_TO, part, shape=shape)
-            parts.insert(len(parts) if end else 0, part)
-    return apply(CONCATENATE, *parts, axis=axis)
+class ZeroPad1d(_Pad):
+    """A border of zeros around (N, C, L) or (C, L); arguments as for :class:`ConstantPad1d`."""
+
+    axes, mode = 1, "constant"
 
 
-# Which elements of an axis of n make `width` new ones before it (end 0) or after it (end 1).
+class ZeroPad2d(ZeroPad1d):
+    """A border of zeros around (N, C, H, W) or (C, H, W); see :class:`ZeroPad1d`."""
+
+    axes = 2
 
 
-def _mirrored(n: int, width: int, end: int) -> slice:
-    if not end:
-        return slice(width, 0, -1)
-    last = n - 2 - width
-    return slice(n - 2, last if last >= 0 else None, -1)
+class ZeroPad3d(ZeroPad1d):
+    """A border of zeros around (N, C, D, H, W) or (C, D, H, W); see :class:`ZeroPad1d`."""
+
+    axes = 3
 
 
-def _edge(n: int, width: int, end: int) -> slice:
-    return slice(n - 1, n) if end else slice(0, 1)
+class ReflectionPad1d(_Pad):
+    """A mirrored border that leaves out the edge, ``c b | a b c | b a``, around (N, C, L) or (C,
+    L); arguments as for :class:`ConstantPad1d`."""
+
+    axes, mode = 1, "reflect"
 
 
-def _other_end(n: int, width: int, end: int) -> slice:
-    return slice(0, width) if end else slice(n - width, n)
+class ReflectionPad2d(ReflectionPad1d):
+    """A mirrored border that leaves out the edge, ``c b | a b c | b a``, around (N, C, H, W) or
+    (C, H, W); see :class:`ReflectionPad1d`."""
+
+    axes = 2
 
 
-# The slice, the largest width on an axis of n elements, and that limit in words.
-BORDERS: dict[str, tuple[Callable[[int, int, int], slice], Callable[[int], float], str]] = {
-    "reflect": (_mirrored, lambda n: n - 1, "fewer elements than the axis has"),
-    "replicate": (_edge, lambda n: float("inf"), "copies of the edge"),
-    "circular": (_other_end, lambda n: n, "at most as many elements as the axis has"),
-}
+class ReflectionPad3d(ReflectionPad1d):
+    """A mirrored border that leaves out the edge, ``c b | a b c | b a``, around (N, C, D, H, W)
+    or (C, D, H, W); see :class:`ReflectionPad1d`."""
+
+    axes = 3
+
+
+class ReplicationPad1d(_Pad):
+    """A border of copies of the edge, ``a a | a b c | c c``, around (N, C, L) or (C, L);
+    arguments as for :class:`ConstantPad1d`."""
+
+    axes, mode = 1, "replicate"
+
+
+class ReplicationPad2d(ReplicationPad1d):
+    """A border of copies of the edge, ``a a | a b c | c c``, around (N, C, H, W) or (C, H, W);
+    see :class:`ReplicationPad1d`."""
+
+    axes = 2
+
+
+class ReplicationPad3d(ReplicationPad1d):
+    """A border of copies of the edge, ``a a | a b c | c c``, around (N, C, D, H, W) or (C, D, H,
+    W); see :class:`ReplicationPad1d`."""
+
+    axes = 3
+
+
+class CircularPad1d(_Pad):
+    """A border from the other end, ``b c | a b c | a b``, around (N, C, L) or (C, L); arguments
+    as for :class:`ConstantPad1d`."""
+
+    axes, mode = 1, "circular"
+
+
+class CircularPad2d(CircularPad1d):
+    """A border from the other end, ``b c | a b c | a b``, around (N, C, H, W) or (C, H, W); see
+    :class:`CircularPad1d`."""
+
+    axes = 2
+
+
+class CircularPad3d(CircularPad1d):
+    """A border from the other end, ``b c | a b c | a b``, around (N, C, D, H, W) or (C, D, H, W);
+    see :class:`CircularPad1d`."""
+
+    axes = 3

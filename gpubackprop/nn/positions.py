@@ -11,7 +11,7 @@ from gpubackprop.backends import Backend, as_dtype, get_backend
 from gpubackprop.backends.random import Generator
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import init
-from gpubackprop.nn.attention_functions import rotary
+from gpubackprop.nn.functions.attention import rotary
 from gpubackprop.nn.layers import Device, _empty, _size
 from gpubackprop.nn.module import Module
 

@@ -11,8 +11,8 @@ from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
+from gpubackprop.nn.cells import Recurrent, State, check_nonlinearity
 from gpubackprop.nn.layers import Device, _size
-from gpubackprop.nn.recurrent_cells import Recurrent, State, check_nonlinearity
 
 CONCATENATE = REGISTRY["concatenate"]
 

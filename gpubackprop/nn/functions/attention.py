@@ -11,7 +11,7 @@ from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.backends.attention import keep_row
 from gpubackprop.backends.random import Generator, default_generator
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
-from gpubackprop.nn.arguments import as_operand
+from gpubackprop.nn.functions.arguments import as_operand
 
 ATTENTION = REGISTRY["attention"]
 BROADCAST_TO = REGISTRY["broadcast_to"]

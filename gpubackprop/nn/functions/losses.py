@@ -11,7 +11,7 @@ from typing import Any
 
 from gpubackprop.autograd import REGISTRY, Operation, Tensor, apply
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
-from gpubackprop.nn.arguments import (
+from gpubackprop.nn.functions.arguments import (
     as_operand,
     check_inside,
     check_not_nan,

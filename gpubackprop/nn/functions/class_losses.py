@@ -9,7 +9,7 @@ from typing import Any
 from gpubackprop.autograd import REGISTRY, Tensor, apply, no_grad
 from gpubackprop.backends import Shape
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
-from gpubackprop.nn.arguments import (
+from gpubackprop.nn.functions.arguments import (
     as_operand,
     check_inside,
     check_not_nan,

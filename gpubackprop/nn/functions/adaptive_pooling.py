@@ -9,9 +9,9 @@ import numpy as np
 
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.errors import ShapeError
-from gpubackprop.nn.convolution import sizes
-from gpubackprop.nn.layout import inward, outward
-from gpubackprop.nn.pooling import AVG_POOL, MAX_POOL, Result, positions
+from gpubackprop.nn.functions.convolution import sizes
+from gpubackprop.nn.functions.layout import inward, outward
+from gpubackprop.nn.functions.pooling import AVG_POOL, MAX_POOL, Result, positions
 
 __all__ = [
     "adaptive_avg_pool1d",

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
-from gpubackprop.nn.arguments import as_operand, check_inside
+from gpubackprop.nn.functions.arguments import as_operand, check_inside
 
 __all__ = ["embedding", "one_hot"]
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from gpubackprop.autograd import REGISTRY, Tensor, apply
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
-from gpubackprop.nn.adaptive_pooling import adaptive_means
-from gpubackprop.nn.convolution import sizes
-from gpubackprop.nn.layout import inward, outward
+from gpubackprop.nn.functions.adaptive_pooling import adaptive_means
+from gpubackprop.nn.functions.convolution import sizes
+from gpubackprop.nn.functions.layout import inward, outward
 from gpubackprop.suggest import unknown
 
 __all__ = ["interpolate", "pixel_shuffle", "pixel_unshuffle"]
