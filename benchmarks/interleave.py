@@ -184,6 +184,51 @@ def command(
     return 0
 
 
+def networks(
+    argv: Sequence[str] | None,
+    doc: str,
+    module: str,
+    contenders: Sequence[str],
+    workloads: Sequence[str],
+    worker: Callable[[str, str], None],
+    title: Callable[[str], str],
+    rounds: int = 7,
+) -> int:
+    """The command of a benchmark of training steps: tables of steps a second, and a JSON file.
+
+    Parameters
+    ----------
+    argv, doc, module, contenders : as for :func:`command`.
+    workloads : their names, which ``--only`` chooses among.
+    worker : ``worker(contender, workload)`` serves one contender.
+    title : ``title(workload)`` heads its table; called before anything is timed.
+    rounds : turns of each contender unless the option says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument(
+        "--worker", nargs=2, metavar=("CONTENDER", "WORKLOAD"), help=argparse.SUPPRESS
+    )
+    parser.add_argument("--only", default=",".join(workloads))
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args(argv)
+    if options.worker:
+        worker(*options.worker)
+        return 0
+    report: dict[str, Any] = {"machine": machine(), "workloads": {}}
+    print(json.dumps(report["machine"]))
+    for workload in options.only.split(","):
+        head = title(workload)
+        results, absent = run(module, workload, contenders, options.rounds, options.seconds)
+        show(f"{head}; ratio of steps per second to {contenders[0]}", results, absent)
+        report["workloads"][workload] = as_json(results)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(report, file, indent=2)
+    return 0
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores and versions, for the head of a result."""
     import importlib.metadata as metadata

@@ -11,8 +11,6 @@ trains the same sizes with its own softmax cross-entropy, and its step includes 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -155,38 +153,17 @@ def worker(name: str, workload: str) -> None:
         interleave.serve(sklearn_fit(workload), {}, steps_per_call=BATCHES)
 
 
+def title(workload: str) -> str:
+    """A network in words."""
+    sizes, batch = WORKLOADS[workload]
+    return f"{workload}: {'-'.join(map(str, sizes))}, batch {batch}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--worker", nargs=2, metavar=("CONTENDER", "WORKLOAD"), help=argparse.SUPPRESS
+    return interleave.networks(
+        argv, __doc__, "benchmarks.mlp", CONTENDERS, list(WORKLOADS), worker, title
     )
-    parser.add_argument("--only", default=",".join(WORKLOADS))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args(argv)
-    if options.worker:
-        worker(*options.worker)
-        return 0
-    report: dict[str, Any] = {"machine": interleave.machine(), "workloads": {}}
-    print(json.dumps(report["machine"]))
-    for workload in options.only.split(","):
-        results, absent = interleave.run(
-            "benchmarks.mlp", workload, CONTENDERS, options.rounds, options.seconds
-        )
-        sizes, batch = WORKLOADS[workload]
-        interleave.show(
-            f"{workload}: {'-'.join(map(str, sizes))}, batch {batch}; "
-            f"ratio of steps per second to {CONTENDERS[0]}",
-            results,
-            absent,
-        )
-        report["workloads"][workload] = interleave.as_json(results)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(report, file, indent=2)
-    return 0
 
 
 if __name__ == "__main__":

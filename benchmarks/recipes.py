@@ -11,8 +11,6 @@ parameters, and their costs and gradients on one batch must agree (in float64, w
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import replace
 from typing import Any
@@ -212,36 +210,19 @@ def worker(contender: str, name: str) -> None:
     interleave.serve(step, {})
 
 
+def title(name: str) -> str:
+    """What a recipe's comparison with PyTorch found."""
+    try:
+        return f"{name}: gradients agree with PyTorch's to {check(name):.1e}"
+    except ImportError as error:
+        return f"{name}: gradients not compared ({error})"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--worker", nargs=2, metavar=("CONTENDER", "WORKLOAD"), help=argparse.SUPPRESS
+    return interleave.networks(
+        argv, __doc__, "benchmarks.recipes", CONTENDERS, list(WORKLOADS), worker, title, rounds=5
     )
-    parser.add_argument("--only", default=",".join(WORKLOADS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args(argv)
-    if options.worker:
-        worker(*options.worker)
-        return 0
-    report: dict[str, Any] = {"machine": interleave.machine(), "workloads": {}}
-    print(json.dumps(report["machine"]))
-    for name in options.only.split(","):
-        try:
-            title = f"{name}: gradients agree with PyTorch's to {check(name):.1e}"
-        except ImportError as error:
-            title = f"{name}: gradients not compared ({error})"
-        results, absent = interleave.run(
-            "benchmarks.recipes", name, CONTENDERS, options.rounds, options.seconds
-        )
-        interleave.show(f"{title}; ratio of steps per second to {CONTENDERS[0]}", results, absent)
-        report["workloads"][name] = interleave.as_json(results)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(report, file, indent=2)
-    return 0
 
 
 if __name__ == "__main__":

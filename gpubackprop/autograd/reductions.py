@@ -69,11 +69,7 @@ class Reductions:
     ) -> Any:
         """Largest element over axes. With `dim` in place of `axis`, as in PyTorch, a pair:
         ``values, indices`` along that axis."""
-        if dim is not None:
-            axis, keepdims = _dim("max", axis, dim), keepdims or keepdim
-            where = apply(REGISTRY["argmax"], self, axis=axis, keepdims=keepdims)
-            return Extremes(apply(REGISTRY["max"], self, axis=axis, keepdims=keepdims), where)
-        return apply(REGISTRY["max"], self, axis=axis, keepdims=keepdims)
+        return _extreme("max", self, axis, keepdims, dim, keepdim)
 
     def min(
         self,
@@ -85,11 +81,7 @@ class Reductions:
     ) -> Any:
         """Smallest element over axes. With `dim` in place of `axis`, as in PyTorch, a pair:
         ``values, indices`` along that axis."""
-        if dim is not None:
-            axis, keepdims = _dim("min", axis, dim), keepdims or keepdim
-            where = apply(REGISTRY["argmin"], self, axis=axis, keepdims=keepdims)
-            return Extremes(apply(REGISTRY["min"], self, axis=axis, keepdims=keepdims), where)
-        return apply(REGISTRY["min"], self, axis=axis, keepdims=keepdims)
+        return _extreme("min", self, axis, keepdims, dim, keepdim)
 
     def argmax(
         self,
@@ -150,6 +142,15 @@ class Reductions:
             flat = apply(REGISTRY["reshape"], self, shape=(self.array.size,))
             return apply(REGISTRY["cumsum"], flat, axis=0)
         return apply(REGISTRY["cumsum"], self, axis=axis)
+
+
+def _extreme(name: str, x: Any, axis: Axis, keepdims: bool, dim: int | None, keepdim: bool) -> Any:
+    """``max`` or ``min`` as NumPy has it with `axis`, and as PyTorch has it with `dim`."""
+    if dim is None:
+        return apply(REGISTRY[name], x, axis=axis, keepdims=keepdims)
+    options = {"axis": _dim(name, axis, dim), "keepdims": keepdims or keepdim}
+    where = apply(REGISTRY[f"arg{name}"], x, **options)
+    return Extremes(apply(REGISTRY[name], x, **options), where)
 
 
 def _dim(name: str, axis: Any, dim: Any) -> Any:

@@ -155,15 +155,7 @@ class ArrayBackend(Backend):
         every = (slice(None),) * (1 + n)
         # One sum for each place in the window: no element of x is named twice in one of them.
         for place in itertools.product(*map(range, kernel)):
-            part = x[
-                (
-                    slice(None),
-                    *(
-                        slice(k * d, k * d + (o - 1) * s + 1 if o else k * d, s)
-                        for k, d, o, s in zip(place, dilation, out, stride, strict=True)
-                    ),
-                )
-            ]
+            part = x[seen_at(place, out, stride, dilation)]
             self.add(part, dy[(*every, *place)], out=part)
         return x
 
@@ -203,6 +195,28 @@ class ArrayBackend(Backend):
         target[...] = source
 
 
+def windows_along(spatial: Shape, kernel: Shape, stride: Shape, dilation: Shape) -> Shape:
+    """How many whole windows fit along each spatial axis."""
+    if min((*kernel, *stride, *dilation), default=1) < 1:
+        raise ValueError("kernel, stride and dilation must be at least 1")
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    return tuple(
+        (size - span) // s + 1 if size >= span else 0
+        for size, span, s in zip(spatial, spans, stride, strict=True)
+    )
+
+
+def seen_at(place: Shape, out: Shape, stride: Shape, dilation: Shape) -> tuple[slice, ...]:
+    """Which elements of a (N, *spatial, C) array `out` windows see at one place in them."""
+    return (
+        slice(None),
+        *(
+            slice(k * d, k * d + (o - 1) * s + 1 if o else k * d, s)
+            for k, d, o, s in zip(place, dilation, out, stride, strict=True)
+        ),
+    )
+
+
 def window_layout(
     shape: Shape, strides: Shape, kernel: Shape, stride: Shape, dilation: Shape
 ) -> tuple[Shape, Shape]:
@@ -210,13 +224,7 @@ def window_layout(
     n = len(kernel)
     if len(shape) != n + 2 or len(stride) != n or len(dilation) != n:
         raise ValueError(f"windows of {n} axes do not fit an array (N, *spatial, C) of {shape}")
-    if min((*kernel, *stride, *dilation), default=1) < 1:
-        raise ValueError("kernel, stride and dilation must be at least 1")
-    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    out = [
-        (size - span) // s + 1 if size >= span else 0
-        for size, span, s in zip(shape[1:-1], spans, stride, strict=True)
-    ]
+    out = windows_along(shape[1:-1], kernel, stride, dilation)
     moves = strides[1:-1]
     return (
         (shape[0], *out, *kernel, shape[-1]),

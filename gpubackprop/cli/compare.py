@@ -12,10 +12,12 @@ from gpubackprop.cli.parser import (
     Parser,
     add_data_dir,
     add_json,
+    add_set,
     device,
     note,
     print_json,
     seed,
+    settings_of,
     whole_number,
 )
 from gpubackprop.errors import ConfigError
@@ -43,9 +45,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--seed", type=seed, metavar="S", help="of weights, order and dropout")
     add_data_dir(parser)
-    parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="as in train"
-    )
+    add_set(parser, "optimizer.lr=0.01")
     files = parser.add_mutually_exclusive_group()
     files.add_argument("--save-trace", metavar="FILE", help="keep the run of one device in a file")
     files.add_argument("--against", metavar="FILE", help="compare one device with such a file")
@@ -60,12 +60,7 @@ def run(options: argparse.Namespace) -> int:
             f"--devices: name {('one device', 'two devices, such as cpu,cuda')[wanted - 1]}, "
             f"not {','.join(options.devices)!r}"
         )
-    overrides = list(options.set)
-    if options.dtype is not None:
-        overrides.append(f"train.dtype='{options.dtype}'")
-    if options.seed is not None:
-        overrides.append(f"train.seed={options.seed}")
-    recipe = recipes.load(options.recipe, overrides)
+    recipe = recipes.load(options.recipe, settings_of(options))
     trace = Trace.load(options.against) if options.against else None
     devices = [choose(d).device for d in options.devices]
     data = recipes.load_data(recipe, options.data_dir)

@@ -15,11 +15,12 @@ from gpubackprop.cli.parser import (
     add_data_dir,
     add_device,
     add_json,
+    add_set,
     note,
     print_json,
+    settings_of,
     whole_number,
 )
-from gpubackprop.cli.train import make_trainer
 from gpubackprop.inspect.memory import MemoryReport, memory, words
 from gpubackprop.recipes import Job
 
@@ -38,29 +39,17 @@ def add_arguments(parser: Parser) -> None:
         "--accumulate", type=whole_number, metavar="K", help="compute each batch in K pieces"
     )
     add_data_dir(parser)
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key of the recipe, for example model.layers.0.units=500",
-    )
+    add_set(parser, "model.layers.0.units=500")
     add_json(parser, "print exactly one JSON object, sizes in bytes")
 
 
 def run(options: argparse.Namespace) -> int:
     """Train two steps, and report."""
-    overrides = list(options.set)
-    if options.batch_size is not None:
-        overrides.append(f"train.batch_size={options.batch_size}")
-    if options.accumulate is not None:
-        overrides.append(f"train.accumulate={options.accumulate}")
-    recipe = recipes.load(options.recipe, overrides)
+    recipe = recipes.load(options.recipe, settings_of(options))
     choice = choose(options.device)
     note(f"{recipe.name} on {choice.device} ({choice.reason})")
     job = recipes.build(recipe, device=choice.device, data_dir=options.data_dir)
-    trainer = make_trainer(job)
+    trainer = recipes.make_trainer(job)
     job.model.train()
     batch = next(job.loader.batches(0))
     with np.errstate(all="ignore"):

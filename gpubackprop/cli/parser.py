@@ -57,6 +57,28 @@ def add_json(parser: Parser, what: str = "print exactly one JSON object, at the 
     parser.add_argument("--json", action="store_true", help=what)
 
 
+def add_set(parser: Parser, example: str) -> None:
+    """``--set``."""
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"change a key of the recipe, for example {example}",
+    )
+
+
+TRAIN_OPTIONS = ("epochs", "batch_size", "accumulate", "dtype", "seed")
+"""Options of commands that stand for a key of a recipe's table ``[train]``."""
+
+
+def settings_of(options: argparse.Namespace) -> list[str]:
+    """What ``--set`` and the options that stand for it change, for ``recipes.load``."""
+    given = [(key, getattr(options, key, None)) for key in TRAIN_OPTIONS]
+    return [*options.set, *[f"train.{k}={v}" for k, v in given if v is not None]]
+
+
 def device(text: str) -> str:
     """A device's name, for argparse."""
     try:

@@ -17,10 +17,12 @@ from gpubackprop.cli.parser import (
     add_data_dir,
     add_device,
     add_json,
+    add_set,
     fail,
     note,
     print_json,
     seed,
+    settings_of,
     whole_number,
 )
 from gpubackprop.cli.runs import fingerprint, settings
@@ -28,7 +30,7 @@ from gpubackprop.data import DATASETS
 from gpubackprop.errors import CheckpointError, ConfigError
 from gpubackprop.recipes import Job, Recipe
 from gpubackprop.recipes.updates import SCHEDULES
-from gpubackprop.training import EarlyStopping, FitResult, Interrupted, Trainer, evaluate, progress
+from gpubackprop.training import FitResult, Interrupted, evaluate, progress
 from gpubackprop.training.checkpoint import CheckpointFolder
 from gpubackprop.training.files import write_atomic
 from gpubackprop.version import __version__
@@ -55,21 +57,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in DIR, or with the newest one"
     )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key of the recipe, for example optimizer.lr=0.01",
-    )
+    add_set(parser, "optimizer.lr=0.01")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Train, and report."""
     _find_recipe(options)
-    overrides = _overrides(options)
+    overrides = settings_of(options)
     recipe = recipes.load(options.recipe, overrides)  # errors before any folder is made
     choice = choose(options.device)
     chosen, resume = folders.choose(options.out, recipe.name, options.resume)
@@ -86,10 +81,12 @@ def run(options: argparse.Namespace) -> int:
     out = folders.fresh(recipe.name) if chosen is None else chosen
     watched = "validation" if recipe.train.validation else "test"
     note(_description(job, out))
-    trainer = make_trainer(
+    trainer = recipes.make_trainer(
         job,
         out=out,
         progress=progress.choose(watched),
+        config={"recipe": settings(job.recipe), "data": fingerprint(job.data)},
+        attached={"offset": job.data.scaling.offset, "scale": job.data.scaling.scale},
         info=_info(job, overrides, choice.device, data_dir),
     )
     if resume and trainer.resume():
@@ -112,41 +109,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_trainer(job: Job, **options: Any) -> Trainer:
-    """The trainer of a job, as its recipe says.
-
-    Parameters
-    ----------
-    job : what ``recipes.build`` made.
-    **options : further arguments of :class:`Trainer`.
-    """
-    train = job.recipe.train
-    stopping = None
-    if train.patience is not None or train.keep_best:
-        stopping = EarlyStopping(train.patience, train.min_delta, train.monitor)
-    constant = (
-        job.recipe.schedule.name == "constant"
-        and not (job.recipe.schedule.options["warmup_epochs"])
-    )
-    return Trainer(
-        job.model,
-        job.loss,
-        job.optimizer,
-        loader=job.loader,
-        validation=job.validation,
-        accuracy=job.data.classes is not None,
-        schedule=None if constant else job.schedule,
-        clip_norm=train.clip_norm,
-        clip_value=train.clip_value,
-        accumulate=train.accumulate or 1,
-        stopping=stopping,
-        checkpoint_steps=train.checkpoint_steps,
-        config={"recipe": settings(job.recipe), "data": fingerprint(job.data)},
-        attached={"offset": job.data.scaling.offset, "scale": job.data.scaling.scale},
-        **options,
-    )
-
-
 def _find_recipe(options: argparse.Namespace) -> None:
     """``--set A=1 B=2 RECIPE`` takes the recipe for a setting; give it back."""
     others = [text for text in options.set if "=" not in text]
@@ -158,17 +120,6 @@ def _find_recipe(options: argparse.Namespace) -> None:
             f"name a recipe: {', '.join(recipes.names())}, or the path of a TOML file "
             "(see gpubackprop train --help)"
         )
-
-
-def _overrides(options: argparse.Namespace) -> list[str]:
-    given = list(options.set)
-    if options.epochs is not None:
-        given.append(f"train.epochs={options.epochs}")
-    if options.seed is not None:
-        given.append(f"train.seed={options.seed}")
-    if options.accumulate is not None:
-        given.append(f"train.accumulate={options.accumulate}")
-    return given
 
 
 def _stored(out: Path, recipe: Recipe) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from gpubackprop.data import DataSplit
 from gpubackprop.errors import CheckpointError
 from gpubackprop.inspect.compare import Comparer, Comparison, StepReport
 from gpubackprop.inspect.trace import Record, Trace, Tracer
-from gpubackprop.recipes import Recipe, build
-from gpubackprop.training import Trainer
+from gpubackprop.recipes import Recipe, build, make_trainer
 
 TRACE_LIMIT = 4096
 """Values of each array that a saved trace keeps: evenly spaced ones, and the norm of all."""
@@ -45,17 +44,7 @@ class TracedRun:
     def steps(self, count: int) -> Iterator[Step]:
         """Train `count` steps; after each, its records and its loss."""
         job, tracer = self.job, self.tracer
-        train = job.recipe.train
-        trainer = Trainer(
-            job.model,
-            job.loss,
-            job.optimizer,
-            loader=job.loader,
-            schedule=job.schedule,
-            clip_norm=train.clip_norm,
-            clip_value=train.clip_value,
-            accumulate=train.accumulate or 1,
-        )
+        trainer = make_trainer(job)
         job.model.train()
         for _, batch in zip(range(count), self._batches(), strict=False):
             tracer.start()

@@ -209,7 +209,28 @@ class Embedding(Module):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
 
-class LayerNorm(Module):
+class _Affine(Module):
+    """A layer with a weight of ones and a bias of zeros at first, either of which may be absent."""
+
+    weight: Parameter | None
+    bias: Parameter | None
+
+    def _make_parameters(
+        self, shape: tuple[int, ...], affine: bool, bias: bool, device: Device, dtype: Any
+    ) -> None:
+        for name, present in (("weight", affine), ("bias", affine and bias)):
+            self.register_parameter(name, _empty(shape, device, dtype) if present else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to ones and the bias to zeros."""
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+
+class LayerNorm(_Affine):
     """Bring the last axes of each sample to mean 0 and variance 1, then scale and shift.
 
     Parameters
@@ -225,9 +246,6 @@ class LayerNorm(Module):
     Ba, Kiros & Hinton, "Layer normalization" (2016).
     """
 
-    weight: Parameter | None
-    bias: Parameter | None
-
     def __init__(
         self,
         normalized_shape: int | tuple[int, ...] | list[int],
@@ -242,18 +260,7 @@ class LayerNorm(Module):
         self.normalized_shape = tuple(_size("LayerNorm", "normalized_shape", n) for n in lengths)
         self.eps = float(eps)
         self.elementwise_affine = bool(elementwise_affine)
-        shapes = {"weight": elementwise_affine, "bias": elementwise_affine and bias}
-        for name, present in shapes.items():
-            parameter = _empty(self.normalized_shape, device, dtype) if present else None
-            self.register_parameter(name, parameter)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set the weight to ones and the bias to zeros."""
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
+        self._make_parameters(self.normalized_shape, elementwise_affine, bias, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalised input, of its shape."""

@@ -11,30 +11,9 @@ from gpubackprop.backends import as_dtype, get_backend
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import init
 from gpubackprop.nn.functions import norms as F  # noqa: N812 - the field's abbreviation
-from gpubackprop.nn.layers import Device, _empty, _size
+from gpubackprop.nn.layers import Device, _Affine, _empty, _size
 from gpubackprop.nn.module import Module
 from gpubackprop.nn.parameter import Parameter
-
-
-class _Affine(Module):
-    """A layer with a weight of ones and a bias of zeros at first, either of which may be absent."""
-
-    weight: Parameter | None
-    bias: Parameter | None
-
-    def _make_parameters(
-        self, shape: tuple[int, ...], affine: bool, bias: bool, device: Device, dtype: Any
-    ) -> None:
-        for name, present in (("weight", affine), ("bias", affine and bias)):
-            self.register_parameter(name, _empty(shape, device, dtype) if present else None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set the weight to ones and the bias to zeros."""
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
 
 
 class _Tracking(_Affine):

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpubackprop.autograd import Operation, Sample, Spec
 from gpubackprop.backends import Shape
+from gpubackprop.backends.array_backend import windows_along
 from gpubackprop.errors import ShapeError
 
 
@@ -30,16 +31,14 @@ def window_counts(
                 f"{name}: {what} must be {n} numbers of at least 1, one for each spatial axis of "
                 f"{of}, not {tuple(sizes)}"
             )
-    counts = []
-    for size, k, s, d in zip(spatial, kernel, stride, dilation, strict=True):
+    for size, k, d in zip(spatial, kernel, dilation, strict=True):
         span = d * (k - 1) + 1
         if size < span:
             raise ShapeError(
                 f"{name}: a window of {span} (kernel {k}, dilation {d}) does not fit in the "
                 f"{size} elements of a spatial axis of {of}, padding included"
             )
-        counts.append((size - span) // s + 1)
-    return tuple(counts)
+    return windows_along(spatial, kernel, stride, dilation)
 
 
 def _windows_forward(K: Any, x: Any, *, kernel: Shape, stride: Shape, dilation: Shape) -> Any:

@@ -3,6 +3,7 @@
 from gpubackprop.recipes.build import Job, build, build_model, load_data
 from gpubackprop.recipes.reading import load, names, text
 from gpubackprop.recipes.schema import Recipe, parse
+from gpubackprop.recipes.trainer import make_trainer
 from gpubackprop.recipes.writing import dump
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "dump",
     "load",
     "load_data",
+    "make_trainer",
     "names",
     "parse",
     "text",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gpubackprop import nn, recipes, tensor
-from gpubackprop.cli.train import make_trainer
 from gpubackprop.data import Augment
 from gpubackprop.errors import ConfigError
+from gpubackprop.recipes import make_trainer
 from gpubackprop.recipes.build import plan_model
 from gpubackprop.recipes.residual import ResidualBlock
 from gpubackprop.testing.standin import StandInBackend

@@ -7,10 +7,10 @@ import pytest
 
 from gpubackprop import recipes, tensor
 from gpubackprop.backends import get_backend
-from gpubackprop.cli.train import make_trainer
 from gpubackprop.data import text
 from gpubackprop.errors import ConfigError
 from gpubackprop.nn import functional as F  # noqa: N812
+from gpubackprop.recipes import make_trainer
 from gpubackprop.recipes.build import build_loss, plan_model
 from gpubackprop.testing.standin import StandInBackend
 from gpubackprop.training import evaluate

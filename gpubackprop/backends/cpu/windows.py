@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpubackprop.backends.array_backend import window_layout
+from gpubackprop.backends.array_backend import seen_at, window_layout, windows_along
 from gpubackprop.backends.convolution import Padding
 from gpubackprop.backends.primitives import Shape
 
@@ -47,9 +47,7 @@ class Geometry:
         self.padding = padding
         self.padded = tuple(n + a + b for n, (a, b) in zip(spatial, padding, strict=True))
         self.inner = tuple(slice(a, a + n) for n, (a, _) in zip(spatial, padding, strict=True))
-        nowhere = (0,) * (len(spatial) + 2)
-        shape, _ = window_layout((1, *self.padded, 1), nowhere, kernel, stride, dilation)
-        self.out: Shape = shape[1 : 1 + len(spatial)]
+        self.out: Shape = windows_along(self.padded, kernel, stride, dilation)
         self.rows, self.places = math.prod(self.out), math.prod(kernel)
 
     def reads_each_pixel_once(self) -> bool:
@@ -70,9 +68,7 @@ class Geometry:
 
     def at(self, place: Shape) -> tuple[slice, ...]:
         """Which pixels of a padded image all windows see at one place of the kernel."""
-        steps = zip(place, self.dilation, self.out, self.stride, strict=True)
-        every = (slice(k * d, k * d + (o - 1) * s + 1, s) for k, d, o, s in steps)
-        return (slice(None), *every)
+        return seen_at(place, self.out, self.stride, self.dilation)
 
     def every_place(self) -> Iterator[Shape]:
         """Every place of the kernel."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gpubackprop.backends.array_backend import window_layout
+from gpubackprop.backends.array_backend import windows_along
 from gpubackprop.backends.convolution import Padding
 from gpubackprop.backends.cuda import geometry
 from gpubackprop.backends.cuda.arrays import DeviceArrays
@@ -58,8 +58,7 @@ def windows_of(
     if not 1 <= n <= AXES or len(kernel) != n or groups < 1 or weight[0] % groups:
         return None
     padded = tuple(s + a + b for s, (a, b) in zip(spatial, padding, strict=True))
-    shape, _ = window_layout((1, *padded, 1), (0,) * (n + 2), kernel, stride, dilation)
-    out = shape[1 : 1 + n]
+    out = windows_along(padded, kernel, stride, dilation)
     if not math.prod((*out, *weight)):
         return None
     before = tuple(a for a, _ in padding)
