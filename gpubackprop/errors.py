@@ -37,3 +37,8 @@ class GradientError(GpubackpropError, RuntimeError):
 
 class NonFiniteError(GpubackpropError, ArithmeticError):
     """A NaN or an infinity appeared where training needs finite numbers."""
+
+
+class CompileError(GpubackpropError, RuntimeError):
+    """A function does something that a compiled step cannot repeat; the error says how to write it
+    instead."""

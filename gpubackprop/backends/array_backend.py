@@ -43,7 +43,7 @@ class ArrayBackend(Backend):
     def owner(self, x: Array) -> object:
         while True:
             base = getattr(x, "base", None)
-            if base is None:
+            if not isinstance(base, self.array_type):
                 return x
             x = base
 

@@ -14,7 +14,7 @@ operation's samples.
 from __future__ import annotations
 
 import inspect
-from typing import Literal
+from typing import Any, Literal
 
 from gpubackprop.backends.attention import AttentionKernels
 from gpubackprop.backends.convolution import ConvolutionKernels
@@ -58,7 +58,15 @@ class Backend(
         return isinstance(x, self.array_type)
 
     def owner(self, x: Array) -> object:
-        """What holds the memory of `x`: the array itself, or what it is a view of."""
+        """What holds the memory of `x`: the array itself, or the array that it is a view of."""
+        raise NotImplementedError
+
+    def layout(self, x: Array) -> tuple[int, tuple[int, ...]]:
+        """Address of the element at index 0, and the strides in bytes."""
+        raise NotImplementedError
+
+    def extent(self, owner: Any) -> tuple[int, int]:
+        """Addresses of the first byte and of the byte after the last of what :meth:`owner` gave."""
         raise NotImplementedError
 
     def overlap(self, x: Array, y: Array) -> bool:

@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 Numbers = tuple[float | int, ...]
 Read = Callable[[], Numbers]
-Recorder = Callable[[Read, Callable[[], None] | None], Numbers]
+
+
+class Recorder(Protocol):
+    """What a recording does with live numbers and constants."""
+
+    def live(self, read: Read, undo: Callable[[], None] | None) -> Numbers:
+        """Run `read`, note it, and give its numbers, marked."""
+
+    def constant(self, read: Callable[[], Any]) -> None:
+        """Note `read` and what it gives now; a replay is refused where it gives something else."""
 
 
 class _State(threading.local):
@@ -46,7 +55,13 @@ def call(read: Read, undo: Callable[[], None] | None = None) -> Numbers:
     undo : takes that change back, where the step then fails.
     """
     recorder = STATE.recorder
-    return read() if recorder is None else recorder(read, undo)
+    return read() if recorder is None else recorder.live(read, undo)
+
+
+def constant(read: Callable[[], Any]) -> None:
+    """Say that what is being recorded holds only as long as ``read()`` gives what it gives now."""
+    if STATE.recorder is not None:
+        STATE.recorder.constant(read)
 
 
 def marked(value: float | int, place: int) -> Any:

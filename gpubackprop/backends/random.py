@@ -20,6 +20,7 @@ other's.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -28,7 +29,7 @@ from contextvars import ContextVar
 
 import numpy as np
 
-from gpubackprop.backends import draws
+from gpubackprop.backends import draws, live
 from gpubackprop.backends.draws import (
     as_float_dtype,
     as_shape,
@@ -148,6 +149,16 @@ class Generator:
         return self._next(n_words) if watch is None else watch(self, n_words)
 
     def _next(self, n_words: int) -> Place:
+        if live.STATE.recorder is None:
+            return self._advance(n_words)
+        start = self._offset
+
+        def undo() -> None:
+            self._offset = start
+
+        return live.call(functools.partial(self._advance, n_words), undo)  # type: ignore[return-value]
+
+    def _advance(self, n_words: int) -> Place:
         blocks = -(-int(n_words) // WORDS_PER_BLOCK)
         with self._lock:
             start = self._offset

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from gpubackprop.autograd import Tensor, enable_grad
-from gpubackprop.backends import Array
+from gpubackprop.backends import Array, live
 from gpubackprop.errors import ConfigError, DTypeError, GradientError
 from gpubackprop.nn.arena import Arena, Section
 from gpubackprop.nn.module import Module
@@ -213,19 +213,58 @@ class Optimizer:
                 f"{self._name}.step: no parameter has a gradient; call backward() on the loss first"
             )
         sections = self.arena.sections
-        keys = []
-        for section, steps, has_grad in zip(sections, self._steps, present, strict=True):
-            for i, has in enumerate(has_grad):
-                if has:
-                    steps[i] += 1
-                    section.tensors[i].mark_changed()
-            keys.append([n if has else None for n, has in zip(steps, has_grad, strict=True)])
+        keys = self._count(present)
         for group, bounds in zip(self.param_groups, self._bounds, strict=True):
-            options, slots = self.options(group), self.slots(group)
+            options, slots = self._live_options(group), self.slots(group)
             for section, key, (first, last) in zip(sections, keys, bounds, strict=True):
                 if first < last:
                     self._update(section, key, first, last, group, slots, options)
         return loss
+
+    def _count(self, present: list[list[bool]]) -> list[list[int | None]]:
+        """Count a step of every parameter that has a gradient; each one's number, or None."""
+        touched = [
+            (steps, i, section.tensors[i])
+            for section, steps, has_grad in zip(
+                self.arena.sections, self._steps, present, strict=True
+            )
+            for i, has in enumerate(has_grad)
+            if has
+        ]
+
+        def read() -> live.Numbers:
+            for steps, i, t in touched:
+                steps[i] += 1
+                t.mark_changed()
+            return tuple([steps[i] for steps, i, _ in touched])
+
+        def undo() -> None:
+            for steps, i, _ in touched:
+                steps[i] -= 1
+
+        numbers: Any = iter(live.call(read, undo))
+        return [[next(numbers) if has else None for has in has_grad] for has_grad in present]
+
+    def _live_options(self, group: Group) -> dict[str, Any]:
+        """The kernel's options, each number read anew where a compiled step is replayed. Which of
+        them are 0, true or false decides what the kernel does, so that must stay as it is."""
+        options = self.options(group)
+        if live.STATE.recorder is None:
+            return options
+        numbers = [
+            name
+            for name, value in options.items()
+            if name == "lr" or (value and type(value) in (int, float))
+        ]
+        values = live.call(lambda: tuple([self.options(group)[name] for name in numbers]))
+        live.constant(
+            lambda: [
+                bool(value) if name in numbers and name != "lr" else name == "lr" or value
+                for name, value in self.options(group).items()
+            ]
+        )
+        live.constant(lambda: group["maximize"])
+        return {**options, **dict(zip(numbers, values, strict=True))}
 
     def _update(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gpubackprop.backends import live
 from gpubackprop.errors import CheckpointError, ConfigError
 from gpubackprop.optim.optimizer import Optimizer
 from gpubackprop.optim.schedules import Schedule
@@ -61,7 +62,11 @@ class Scheduler:
 
     def step(self) -> None:
         """Go to the next step; call it after ``optimizer.step()``."""
+        live.call(self._advance, lambda: self.set_step(self.last_step - 1))
+
+    def _advance(self) -> live.Numbers:
         self.set_step(self.last_step + 1)
+        return ()
 
     def get_last_lr(self) -> list[float]:
         """The current learning rate of each group."""

@@ -101,6 +101,12 @@ class StandInBackend(ArrayBackend):
     def owner(self, x: Array) -> object:
         return super().owner(x.hidden)
 
+    def layout(self, x: Array) -> tuple[int, tuple[int, ...]]:
+        return self._host.layout(x.hidden)
+
+    def extent(self, owner: Any) -> tuple[int, int]:
+        return self._host.extent(owner)
+
     def to_numpy(self, x: Array) -> np.ndarray:
         return x.hidden.copy()
 

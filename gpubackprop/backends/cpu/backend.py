@@ -87,6 +87,12 @@ class NumPyBackend(
     def to_numpy(self, x: Array) -> np.ndarray:
         return x
 
+    def layout(self, x: Array) -> tuple[int, tuple[int, ...]]:
+        return x.__array_interface__["data"][0], x.strides
+
+    def extent(self, owner: Any) -> tuple[int, int]:
+        return np.lib.array_utils.byte_bounds(owner)
+
     def first_outside(
         self, x: Array, low: float, high: float
     ) -> tuple[tuple[int, ...], float] | None:

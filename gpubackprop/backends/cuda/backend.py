@@ -102,6 +102,15 @@ class CUDABackend(
             data = np.asarray(data, dtype)
         return self.xp.asarray(data, dtype=dtype)
 
+    def layout(self, x: Array) -> tuple[int, tuple[int, ...]]:
+        return int(x.data.ptr), x.strides
+
+    def extent(self, owner: Any) -> tuple[int, int]:
+        first = int(owner.data.ptr)
+        low = sum(min(0, (n - 1) * s) for n, s in zip(owner.shape, owner.strides, strict=True))
+        high = sum(max(0, (n - 1) * s) for n, s in zip(owner.shape, owner.strides, strict=True))
+        return first + low, first + high + (owner.itemsize if owner.size else 0)
+
     def to_numpy(self, x: Array) -> np.ndarray:
         return self.xp.asnumpy(x)
 

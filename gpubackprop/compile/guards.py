@@ -1,0 +1,140 @@
+"""What a recording takes for granted, and whether it still holds at the next call.
+
+A function reads more than its arguments: modules and their modes, parameters, gradients that may be
+there or not, options of the optimizer, numbers in its closure. Each is looked at before a replay; a
+change means another recording, not a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.autograd import Tensor
+from gpubackprop.compile.recorder import Recording
+
+SIMPLE = (bool, int, float, str, type(None))
+
+
+class Guards:
+    """The state that a recording depends on.
+
+    Parameters
+    ----------
+    fn : the compiled function.
+    recording : its latest recording.
+    grads : for each leaf, its gradient's array when the recorded call began (None for none).
+    """
+
+    def __init__(self, fn: Callable[..., Any], recording: Recording, grads: list[Any]) -> None:
+        self.leaves = list(recording.leaves.values())
+        self._arrays = [t.array for t in self.leaves]
+        self._wanted = [t.requires_grad for t in self.leaves]
+        self._grads = grads
+        self._modules = [(m, _settings(m)) for m in recording.modules.values()]
+        self._constants = recording.constants
+        self._outside = outside(fn)
+        self._values = [_plain(read()) for _, read in self._outside]
+
+    def broken(self) -> str | None:
+        """What no longer holds, in words; None where everything does."""
+        for t, array, wanted, grad in zip(
+            self.leaves, self._arrays, self._wanted, self._grads, strict=True
+        ):
+            if t.array is not array:
+                return f"a parameter of shape {t.shape} has other memory"
+            if t.requires_grad is not wanted:
+                return f"requires_grad of a tensor of shape {t.shape} changed"
+            now = t.grad
+            if (None if now is None else now.array) is not grad:
+                return (
+                    f"the gradient of a parameter of shape {t.shape} "
+                    + ("is there" if grad is None else "is gone")
+                    + " at the beginning of the call"
+                )
+        for module, before in self._modules:
+            now = module.__dict__
+            if len(now) != before[1] or any(now.get(k) != v for k, v in before[0]):
+                return f"{type(module).__name__}: {_difference(module, before)}"
+        for read, value in self._constants:
+            if read() != value:
+                return f"an option of the optimizer is {read()!r} where it was {value!r}"
+        for (name, read), value in zip(self._outside, self._values, strict=True):
+            if not _same(_plain(read()), value):
+                return f"{name}, which the function reads, is another one"
+        return None
+
+
+def _settings(module: Any) -> tuple[list[tuple[str, Any]], int]:
+    """The plain attributes of a module (numbers, words, its mode), and how many attributes it
+    has."""
+    found = [
+        (name, value)
+        for name, value in module.__dict__.items()
+        if isinstance(value, SIMPLE)
+        or (isinstance(value, tuple) and all(isinstance(v, SIMPLE) for v in value))
+    ]
+    return found, len(module.__dict__)
+
+
+def _difference(module: Any, before: tuple[list[tuple[str, Any]], int]) -> str:
+    for name, value in before[0]:
+        now = module.__dict__.get(name)
+        if now != value:
+            return f"{name} is {now!r} where it was {value!r}"
+    return "it has other parts"
+
+
+def _plain(value: Any) -> Any:
+    """What of a value is compared: itself if it is a number or a word, else which object it is."""
+    if isinstance(value, SIMPLE) or isinstance(value, np.generic):
+        return value
+    if isinstance(value, Tensor):
+        return value.array
+    return value
+
+
+def _same(now: Any, before: Any) -> bool:
+    if isinstance(now, SIMPLE):
+        return type(now) is type(before) and (now == before or (now != now and before != before))
+    return now is before
+
+
+def outside(fn: Callable[..., Any]) -> list[tuple[str, Callable[[], Any]]]:
+    """The variables from outside that a function reads by name and that a replay would freeze:
+    numbers, words, tensors and arrays of its closure, of its module and of its ``self``."""
+    found: list[tuple[str, Callable[[], Any]]] = []
+    target = getattr(fn, "__func__", fn)
+    code = getattr(target, "__code__", None)
+    if code is None:
+        return found
+    watched = (*SIMPLE[:-1], Tensor, np.ndarray, np.generic)
+    for name, cell in zip(code.co_freevars, target.__closure__ or (), strict=False):
+        try:
+            if isinstance(cell.cell_contents, watched):
+                found.append((name, lambda c=cell: c.cell_contents))
+        except ValueError:  # not filled yet
+            continue
+    names = _names(code)
+    scope = target.__globals__
+    for name in names:
+        if isinstance(scope.get(name), watched):
+            found.append((name, lambda n=name: scope.get(n)))
+    owner = getattr(fn, "__self__", None)
+    if owner is not None and hasattr(owner, "__dict__"):
+        for name in names:
+            if isinstance(owner.__dict__.get(name), watched):
+                found.append((f"self.{name}", lambda n=name: owner.__dict__.get(n)))
+    return found
+
+
+def _names(code: CodeType) -> list[str]:
+    """Names that a function and the functions in it read from outside."""
+    names = list(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names.extend(_names(constant))
+    return sorted(set(names))
