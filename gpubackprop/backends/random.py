@@ -151,10 +151,11 @@ class Generator:
     def _next(self, n_words: int) -> Place:
         if live.STATE.recorder is None:
             return self._advance(n_words)
-        start = self._offset
+        blocks = -(-int(n_words) // WORDS_PER_BLOCK)
 
         def undo() -> None:
-            self._offset = start
+            with self._lock:
+                self._offset = (self._offset - blocks) & _OFFSET
 
         return live.call(functools.partial(self._advance, n_words), undo)  # type: ignore[return-value]
 

@@ -8,6 +8,7 @@ change means another recording, not a wrong answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -19,6 +20,10 @@ from gpubackprop.compile.recorder import Recording
 SIMPLE = (bool, int, float, str, type(None))
 
 
+UNKNOWN = object()
+"""In the place of a gradient that nobody looked for when the call began."""
+
+
 class Guards:
     """The state that a recording depends on.
 
@@ -26,7 +31,8 @@ class Guards:
     ----------
     fn : the compiled function.
     recording : its latest recording.
-    grads : for each leaf, its gradient's array when the recorded call began (None for none).
+    grads : for each leaf, its gradient's array when the recorded call began, None where it had
+        none, or ``UNKNOWN``.
     """
 
     def __init__(self, fn: Callable[..., Any], recording: Recording, grads: list[Any]) -> None:
@@ -34,6 +40,7 @@ class Guards:
         self._arrays = [t.array for t in self.leaves]
         self._wanted = [t.requires_grad for t in self.leaves]
         self._grads = grads
+        self.open = any(g is UNKNOWN for g in grads)
         self._modules = [(m, _settings(m)) for m in recording.modules.values()]
         self._constants = recording.constants
         self._outside = outside(fn)
@@ -49,7 +56,7 @@ class Guards:
             if t.requires_grad is not wanted:
                 return f"requires_grad of a tensor of shape {t.shape} changed"
             now = t.grad
-            if (None if now is None else now.array) is not grad:
+            if grad is not UNKNOWN and (None if now is None else now.array) is not grad:
                 return (
                     f"the gradient of a parameter of shape {t.shape} "
                     + ("is there" if grad is None else "is gone")
@@ -115,19 +122,19 @@ def outside(fn: Callable[..., Any]) -> list[tuple[str, Callable[[], Any]]]:
     for name, cell in zip(code.co_freevars, target.__closure__ or (), strict=False):
         try:
             if isinstance(cell.cell_contents, watched):
-                found.append((name, lambda c=cell: c.cell_contents))
+                found.append((name, partial(getattr, cell, "cell_contents")))
         except ValueError:  # not filled yet
             continue
     names = _names(code)
     scope = target.__globals__
     for name in names:
         if isinstance(scope.get(name), watched):
-            found.append((name, lambda n=name: scope.get(n)))
+            found.append((name, partial(scope.get, name)))
     owner = getattr(fn, "__self__", None)
     if owner is not None and hasattr(owner, "__dict__"):
         for name in names:
             if isinstance(owner.__dict__.get(name), watched):
-                found.append((f"self.{name}", lambda n=name: owner.__dict__.get(n)))
+                found.append((f"self.{name}", partial(owner.__dict__.get, name)))
     return found
 
 

@@ -22,7 +22,7 @@ SMALL = 1 << 24
 """Arrays from outside that are made anew at each call are compared up to this many bytes."""
 
 
-class Unsettled(Exception):
+class UnsettledError(Exception):
     """The recordings are of different calls; the words say where they part."""
 
 
@@ -31,14 +31,14 @@ def match(first: Recording, second: Recording, backend: Backend) -> None:
 
     Raises
     ------
-    Unsettled
+    UnsettledError
         Different kernels were called, or on other memory.
     CompileError
         A number or an outside array changed from one call to the next.
     """
     if len(first.calls) != len(second.calls):
         a, b = len(first.calls), len(second.calls)
-        raise Unsettled(f"one call ran {a} kernels, the next {b}")
+        raise UnsettledError(f"one call ran {a} kernels, the next {b}")
     _Matching(backend).all(first, second)
 
 
@@ -53,42 +53,42 @@ class _Matching:
         for i, (x, y) in enumerate(zip(first.calls, second.calls, strict=True)):
             where = f"kernel call {i} ({y.kernel})"
             if x.kernel != y.kernel:
-                raise Unsettled(f"{where}: the call before ran {x.kernel} there")
+                raise UnsettledError(f"{where}: the call before ran {x.kernel} there")
             self.trees(x.args, y.args, where, y)
             self.trees(x.kwargs, y.kwargs, where, y)
             self.trees(x.outs, y.outs, where, y)
         if len(first.live) != len(second.live):
-            raise Unsettled("the number of draws and of optimizer steps differs")
+            raise UnsettledError("the number of draws and of optimizer steps differs")
 
     def trees(self, a: Any, b: Any, where: str, call: Call) -> None:
         if isinstance(a, Ref) or isinstance(b, Ref):
             if not (isinstance(a, Ref) and isinstance(b, Ref)):
-                raise Unsettled(f"{where}: an array in one call, none in the other")
+                raise UnsettledError(f"{where}: an array in one call, none in the other")
             self.refs(a, b, where)
         elif isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
             if len(a) != len(b):
-                raise Unsettled(f"{where}: {len(a)} arguments, then {len(b)}")
+                raise UnsettledError(f"{where}: {len(a)} arguments, then {len(b)}")
             for u, v in zip(a, b, strict=True):
                 self.trees(u, v, where, call)
         elif isinstance(a, dict) and isinstance(b, dict):
             if a.keys() != b.keys():
-                raise Unsettled(f"{where}: other options")
+                raise UnsettledError(f"{where}: other options")
             for key in a:
                 self.trees(a[key], b[key], where, call)
         elif isinstance(b, (live.LiveFloat, live.LiveInt)):
             if getattr(a, "live", None) != b.live:
-                raise Unsettled(f"{where}: other live numbers")
+                raise UnsettledError(f"{where}: other live numbers")
         else:
             self.constants(a, b, where, call)
 
     def refs(self, a: Ref, b: Ref, where: str) -> None:
         if (a.shape, a.strides, a.dtype, a.offset) != (b.shape, b.strides, b.dtype, b.offset):
-            raise Unsettled(f"{where}: {a} in one call, {b} in the next")
+            raise UnsettledError(f"{where}: {a} in one call, {b} in the next")
         partner = self.partners.get(a.buffer)
         if partner is b.buffer:
             return
         if partner is not None or a.buffer.kind != b.buffer.kind:
-            raise Unsettled(f"{where}: {a} in one call, other memory in the next")
+            raise UnsettledError(f"{where}: {a} in one call, other memory in the next")
         self.partners[a.buffer] = b.buffer
         if b.buffer.kind == "external" and a.buffer.array is not b.buffer.array:
             self.outside(a, b, where)
@@ -127,4 +127,4 @@ class _Matching:
                 " replay would repeat the same one for ever. Pass it to the compiled function as a "
                 "tensor (learning rates, step counts and random draws are followed by themselves)"
             )
-        raise Unsettled(f"{where}: {a!r}, then {b!r}")
+        raise UnsettledError(f"{where}: {a!r}, then {b!r}")

@@ -155,7 +155,9 @@ class Recorder:
         out = named.pop("out", None)
         if result is None:
             writes = tuple(
-                given[i] for i in OVERWRITES.get(name, ()) if i < len(given) and given[i] is not None
+                given[i]
+                for i in OVERWRITES.get(name, ())
+                if i < len(given) and given[i] is not None
             )
             calls.append(Call(name, given, named, (), writes))
             return None

@@ -242,6 +242,13 @@ class Optimizer:
             for steps, i, _ in touched:
                 steps[i] -= 1
 
+        def apart() -> list[int]:
+            """How far each count is from the first: neighbours with equal ones are one update."""
+            steps, i, _ = touched[0]
+            first = steps[i]
+            return [steps[i] - first for steps, i, _ in touched]
+
+        live.constant(apart)
         numbers: Any = iter(live.call(read, undo))
         return [[next(numbers) if has else None for has in has_grad] for has_grad in present]
 

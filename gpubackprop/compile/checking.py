@@ -1,0 +1,139 @@
+"""The first replay is compared with the function itself.
+
+The replay runs first, on the state as it is; what it changed is noted and put back; then the
+function runs, and has done this call's step whatever comes of the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpubackprop.autograd import Tensor
+from gpubackprop.backends import Array, Backend
+from gpubackprop.compile.trace import Buffer
+from gpubackprop.compile.tree import take_out
+from gpubackprop.errors import CompileError
+
+if TYPE_CHECKING:
+    from gpubackprop.compile.replay import Replay
+
+WHOLE = 1 << 26
+"""Up to this many bytes of state the update is compared too. Beyond, the comparison ends with the
+gradients, so that no second copy of a large model's state is needed."""
+
+# How far apart two results may be, as a share of the length of both taken as vectors: sums were
+# taken in another order.
+TOLERANCE = {"e": 3e-2, "f": 1e-3, "d": 1e-8}
+# The change of a parameter: where an update divides by a gradient's size, rounding is made larger.
+OF_CHANGE = 0.1
+
+
+@dataclass
+class Region:
+    """Outside memory that a step writes.
+
+    Attributes
+    ----------
+    buffer : which.
+    before, after : as it was, and as the replay left it.
+    parameter : whether an update writes it through its first argument.
+    """
+
+    buffer: Buffer
+    before: Array
+    after: Array
+    parameter: bool
+
+
+def check_replay(replay: Replay, eager: Callable[[], Any], arrays: Sequence[Array]) -> Any:
+    """Run a replay and the function from the same state and compare what they give and change.
+
+    Returns
+    -------
+    What the function returned.
+
+    Raises
+    ------
+    CompileError
+        They differ by more than rounding.
+    """
+    backend = replay.backend
+    regions = _regions(replay)
+    try:
+        with np.errstate(all="ignore"):
+            replay.try_out(arrays)
+        results = replay.results()
+        for r in regions:
+            r.after = backend.copy(r.buffer.array)
+    finally:
+        for r in regions:
+            backend.copyto(r.buffer.array, r.before)
+    for r in regions:
+        if not r.parameter:
+            r.before = None
+    value = eager()
+    found: list[Any] = []
+    take_out(value, found, [])
+    for i, (mine, theirs) in enumerate(zip(results, found, strict=True)):
+        if isinstance(mine, Tensor):
+            gap, size = _gap(backend, mine.array, theirs.array)
+            _judge(f"result {i} of shape {theirs.shape}", gap, size, theirs.array.dtype)
+    for r in regions:
+        now = r.buffer.array
+        where = f"outside memory of {now.nbytes} bytes ({now.dtype} {list(now.shape)})"
+        gap, size = _gap(backend, r.after, now)
+        if r.parameter:
+            change, _ = _gap(backend, r.before, now)
+            if gap > OF_CHANGE * change + 1e-6 * size:
+                _judge(where, gap, size, now.dtype, always=True)
+        else:
+            _judge(where, gap, size, now.dtype)
+    return value
+
+
+def _regions(replay: Replay) -> list[Region]:
+    """What the part of a step that is compared writes outside."""
+    written: dict[Buffer, bool] = {}
+    for call in replay.compared():
+        for r in [*call.outs, *call.writes]:
+            if r.buffer.kind == "external":
+                update = call.kernel.endswith("_update") and r is call.writes[0]
+                written[r.buffer] = written.get(r.buffer, False) or update
+    copy = replay.backend.copy
+    return [Region(b, copy(b.array), None, p) for b, p in written.items()]
+
+
+def _gap(backend: Backend, a: Array, b: Array) -> tuple[float, float]:
+    """Length of the difference of two arrays, and of the second, as vectors; infinite where one is
+    NaN and the other is not."""
+    x, y = backend.to_numpy(a), backend.to_numpy(b)
+    if x.dtype.kind != "f":
+        return (0.0, 1.0) if np.array_equal(x, y) else (math.inf, 1.0)
+    total = size = 0.0
+    x, y = x.reshape(-1), y.reshape(-1)
+    for start in range(0, x.size, 1 << 20):  # in pieces: no second copy of a large array
+        u = x[start : start + (1 << 20)].astype(np.float64)
+        v = y[start : start + (1 << 20)].astype(np.float64)
+        odd = ~(np.isfinite(u) & np.isfinite(v))
+        if odd.any():
+            if not np.array_equal(u[odd], v[odd], equal_nan=True):
+                return math.inf, 1.0
+            u, v = u[~odd], v[~odd]
+        total += float(np.dot(u - v, u - v))
+        size += float(np.dot(v, v))
+    return math.sqrt(total), math.sqrt(size)
+
+
+def _judge(what: str, gap: float, size: float, dtype: np.dtype, always: bool = False) -> None:
+    if always or gap > TOLERANCE.get(dtype.char, 1e-3) * size + 1e-30:
+        raise CompileError(
+            f"the compiled step and the function differ in {what}: by {gap:.3g}, where its length "
+            f"is {size:.3g}. If the function reads something that changes between two calls, pass "
+            "it as an argument; otherwise this is a defect: compile(..., fast=False) may help, and "
+            "the report of explain(calls=True) is what a bug report needs"
+        )

@@ -1,0 +1,418 @@
+"""``gb.compile``: a function whose calls are recorded once and replayed after that."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from gpubackprop.autograd import Tensor
+from gpubackprop.autograd.tape import STATE
+from gpubackprop.backends import Backend, get_backend, live
+from gpubackprop.compile.checking import check_replay
+from gpubackprop.compile.guards import UNKNOWN, Guards
+from gpubackprop.compile.matching import UnsettledError, match
+from gpubackprop.compile.replay import Replay
+from gpubackprop.compile.report import describe
+from gpubackprop.compile.session import Outcome, record
+from gpubackprop.compile.tree import put_back, take_out
+from gpubackprop.errors import CompileError
+
+RECORDINGS = 8
+"""How often a function is recorded without two recordings in a row agreeing before it is left
+alone."""
+
+PENDING, CHECKING, READY = "recorded", "to be checked", "replayed"
+
+
+class Entry:
+    """One way through a function: for arguments of certain shapes, in a certain state.
+
+    Attributes
+    ----------
+    key : shapes, dtypes and constants of the arguments.
+    outcome, guards : the latest recording, and what it takes for granted.
+    replay : the compiled step, once two recordings agreed.
+    state : what the next call does.
+    calls : how many were replayed.
+    """
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+        self.outcome: Outcome | None = None
+        self.guards: Guards | None = None
+        self.replay: Replay | None = None
+        self.state = PENDING
+        self.recordings = 0
+        self.calls = 0
+        self.checked: str = "not compared with the eager step"
+
+
+class Compiled:
+    """What :func:`compile` gives: call it like the function.
+
+    Attributes
+    ----------
+    fn : the function.
+    entries : the compiled ways through it, the latest used last.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        check: bool = True,
+        fast: bool | None = None,
+        cache: int = 8,
+        strict: bool = True,
+    ) -> None:
+        if not callable(fn):
+            raise CompileError(f"compile: fn is a {type(fn).__name__}; give a function or a module")
+        self.fn, self.check, self.fast, self.cache, self.strict = fn, check, fast, cache, strict
+        if fast:
+            _require_native()
+        self.entries: list[Entry] = []
+        self.events: list[str] = []
+        self.eager: str | None = None
+        self._lock = threading.RLock()
+        self._busy = False
+        self._fruitless = 0
+        functools.update_wrapper(self, fn, updated=())
+
+    def __repr__(self) -> str:
+        name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
+        return f"<compiled {name}: {len(self.entries)} recording(s)>"
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self.__call__, instance)
+
+    def explain(self, *, calls: bool = False) -> str:
+        """What was compiled, and why: recordings, kernels, memory, what runs where.
+
+        Parameters
+        ----------
+        calls : list every kernel call of each step too.
+        """
+        return describe(self, calls)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.eager is not None or live.STATE.recorder is not None or STATE.observer is not None:
+            # Within another recording the calls become part of that; an observer wants to see each
+            # operation.
+            return self.fn(*args, **kwargs)
+        given: list[Any] = []
+        constants: list[Any] = []
+        pattern = take_out((args, kwargs), given, constants)
+        with self._lock:
+            if self._busy:
+                raise CompileError(
+                    "a compiled function was called while it runs in the same thread; call the "
+                    "plain function there"
+                )
+            self._busy = True
+            try:
+                return self._called(args, kwargs, pattern, given, constants)
+            finally:
+                self._busy = False
+
+    def _called(
+        self, args: Any, kwargs: Any, pattern: Any, given: list[Any], constants: list[Any]
+    ) -> Any:
+        backend = _backend(given)
+        key: list[Any] = [backend, STATE.recording, tuple(constants)]
+        arrays = []
+        for x in given:
+            if isinstance(x, Tensor):
+                if x.node is not None and STATE.recording and x.requires_grad:
+                    raise CompileError(
+                        f"an argument of shape {x.shape} has a history (it was made by "
+                        f"{x.node.op.name}), which a compiled function would cut off; pass "
+                        "x.detach(), or compute it inside"
+                    )
+                if x.grad is not None:
+                    return self.fn(*args, **kwargs)  # would be added to, from outside
+                arrays.append(x.array)
+                key.append((x.array.shape, x.array.dtype, x.requires_grad))
+            else:
+                arrays.append(x)
+                key.append((x.shape, x.dtype))
+        signature = tuple(key)
+        entry = self._find(signature)
+        if entry is None or entry.state == PENDING:
+            return self._record(entry, signature, backend, pattern, given, arrays)
+        replay = entry.replay
+        assert replay is not None and entry.outcome is not None
+        if entry.state == CHECKING:
+            value = self._check(entry, pattern, given, arrays)
+            if value is not None:
+                return value[0]
+        results = replay.run(arrays)
+        entry.calls += 1
+        self._set_gradients(entry, given)
+        values = [given[r] if isinstance(r, int) else r for r in results]
+        return put_back(entry.outcome.pattern, values)
+
+    def _find(self, key: Any) -> Entry | None:
+        """The entry for a key whose guards hold."""
+        reasons = []
+        open_: list[Entry] = []
+        for entry in reversed(self.entries):
+            if entry.key != key:
+                continue
+            broken = entry.guards.broken() if entry.guards is not None else None
+            if broken is not None:
+                reasons.append(broken)
+            elif entry.state == PENDING:
+                open_.append(entry)
+            else:
+                return self._latest(entry)
+        if open_:
+            # One whose guards are complete knows more about the state that it is for.
+            return self._latest(min(open_, key=lambda e: e.guards is None or e.guards.open))
+        if reasons:
+            self._note(f"recorded anew: {reasons[0]}")
+        elif self.entries:
+            self._note(f"recorded anew: {_changed(self.entries[-1].key, key)}")
+        return None
+
+    def _latest(self, entry: Entry) -> Entry:
+        if self.entries[-1] is not entry:
+            self.entries.remove(entry)
+            self.entries.append(entry)
+        return entry
+
+    def _note(self, words: str) -> None:
+        if len(self.events) < 100:
+            self.events.append(words)
+
+    def _record(
+        self,
+        entry: Entry | None,
+        key: Any,
+        backend: Backend,
+        pattern: Any,
+        given: list[Any],
+        arrays: list[Any],
+    ) -> Any:
+        """Run the function as it is and record it; compile it where it did the same as last
+        time."""
+        if entry is None:
+            entry = Entry(key)
+            self.entries.append(entry)
+            if len(self.entries) > self.cache:
+                self.entries.pop(0)
+                self._note(f"more than {self.cache} recordings: the one used longest ago is gone")
+        before = entry.outcome
+        leaves = [] if before is None else list(before.recording.leaves.values())
+        grads = {id(t): None if t.grad is None else t.grad.array for t in leaves}
+        copies = [backend.copy(a) for a in arrays]
+        self._fruitless += 1
+        try:
+            outcome = record(self.fn, backend, pattern, given, copies)
+        except CompileError as error:
+            self.entries.remove(entry)
+            if self.strict:
+                raise
+            return self._give_up(str(error), given, pattern)
+        entry.recordings += 1
+        settled = False
+        if before is not None:
+            try:
+                match(before.recording, outcome.recording, backend)
+                self._compare(before, outcome)
+                settled = True
+            except UnsettledError as error:
+                self._note(f"not settled: {error}")
+            except CompileError as error:
+                if self.strict:
+                    self.entries.remove(entry)
+                    raise
+                self._note(str(error))
+                self._stop(str(error))
+        entry.outcome = outcome
+        ordered = [grads.get(i, UNKNOWN) for i in outcome.recording.leaves]
+        entry.guards = Guards(self.fn, outcome.recording, ordered)
+        if settled and not entry.guards.open:
+            entry.replay = Replay(outcome, backend, _use_native(self.fast, backend))
+            entry.state = CHECKING if self.check else READY
+            self._fruitless = 0
+        elif self.eager is None and (
+            entry.recordings >= RECORDINGS or self._fruitless >= RECORDINGS * self.cache
+        ):
+            why = self.events[-1] if self.events else "it never did the same twice"
+            self._stop(f"{self._fruitless} calls were recorded and no two agreed ({why})")
+        return outcome.value
+
+    def _compare(self, before: Outcome, now: Outcome) -> None:
+        if now.kept:
+            b = now.kept[0]
+            raise CompileError(
+                f"a compiled function left an array of {b.nbytes} bytes (made by {b.made_by}) "
+                "somewhere outside, in a list, an attribute or a global; a replay would not do that"
+                " again. Return it instead"
+            )
+        if before.constants != now.constants:
+            for a, b in zip(before.constants, now.constants, strict=False):
+                if a != b and a[0] is b[0] and isinstance(b[1], (int, float)):
+                    raise CompileError(
+                        f"a compiled function returned the Python number {a[1]!r} at one call and "
+                        f"{b[1]!r} at the next; a replay would return the same one for ever. Return"
+                        " a tensor"
+                    )
+            raise UnsettledError("the results have another form")
+
+    def _check(
+        self, entry: Entry, pattern: Any, given: list[Any], arrays: list[Any]
+    ) -> tuple[Any] | None:
+        """Compare the replay with the function itself, which then has done this call's step."""
+        copies = [
+            Tensor(x.backend.copy(a), x.backend, x.requires_grad) if isinstance(x, Tensor) else a
+            for x, a in zip(given, arrays, strict=True)
+        ]
+        assert entry.replay is not None
+        args, kwargs = put_back(pattern, copies)
+        entry.checked = "compared with the eager step"
+        value = check_replay(entry.replay, lambda: self.fn(*args, **kwargs), arrays)
+        entry.state = READY
+        for x, c in zip(given, copies, strict=True):
+            if isinstance(x, Tensor) and c.grad is not None:
+                x.grad = c.grad
+        found: list[Any] = []
+        shape = take_out(value, found, [])
+        values = []
+        for v in found:
+            index = next((i for i, c in enumerate(copies) if v is c), None)
+            values.append(given[index] if index is not None else v.detach())
+        return (put_back(shape, values),)
+
+    def _set_gradients(self, entry: Entry, given: list[Any]) -> None:
+        """Leave the gradients where the function leaves them."""
+        assert entry.replay is not None and entry.outcome is not None
+        found = entry.replay.gradients()
+        leaves = entry.outcome.recording.leaves
+        for t, g in zip(leaves.values(), found, strict=False):
+            if t.grad is not g:
+                t.grad = g
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        for x, g in zip(tensors, found[len(leaves) :], strict=True):
+            if g is not None:
+                x.grad = g
+
+    def _stop(self, why: str) -> None:
+        """Run the function as it is from now on."""
+        self.eager = why
+        name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
+        warnings.warn(f"{name} is not compiled: {why}", RuntimeWarning, stacklevel=5)
+
+    def _give_up(self, why: str, given: list[Any], pattern: Any) -> Any:
+        self._stop(why)
+        args, kwargs = put_back(pattern, given)
+        return self.fn(*args, **kwargs)
+
+
+def _backend(given: list[Any]) -> Backend:
+    found = None
+    for x in given:
+        if isinstance(x, Tensor):
+            if found is not None and x.backend is not found:
+                raise CompileError(
+                    f"arguments of a compiled function are on {found.device} and {x.device}; move "
+                    "one with .to(device)"
+                )
+            found = x.backend
+    return found or get_backend(None)
+
+
+def _changed(before: Any, now: Any) -> str:
+    if len(before) != len(now):
+        return "another number of arguments"
+    for a, b in zip(before[3:], now[3:], strict=True):
+        if a != b:
+            return f"an argument is {b[1]} {list(b[0])} where it was {a[1]} {list(a[0])}"
+    for a, b in zip(before[2], now[2], strict=False):
+        if a != b:
+            return f"an argument is {b[1]!r} where it was {a[1]!r}"
+    return "gradients are recorded, or no longer" if before[1] != now[1] else "another device"
+
+
+def _use_native(fast: bool | None, backend: Backend) -> bool:
+    if fast is False or backend.device != "cpu" or backend.name != "numpy":
+        return False
+    return native_trouble() is None
+
+
+@functools.cache
+def native_trouble() -> str | None:
+    """Why native kernels cannot be used; None where they can."""
+    try:
+        from gpubackprop.backends.cpu.native import blas
+    except ImportError as error:
+        return f"{error}; install the extra: pip install 'gpubackprop[fast]'"
+    return None if blas.available() else "this NumPy does not bring the BLAS that they call"
+
+
+def _require_native() -> None:
+    trouble = native_trouble()
+    if trouble is not None:
+        raise CompileError(f"compile: fast=True, but {trouble}")
+
+
+def compile(
+    fn: Callable[..., Any] | None = None,
+    *,
+    check: bool = True,
+    fast: bool | None = None,
+    cache: int = 8,
+    strict: bool = True,
+) -> Any:
+    """A function that is recorded below autograd and replayed, several times as fast.
+
+    The first calls run `fn` as it is and record every kernel call: forward pass, backward pass,
+    update. Once two calls in a row did the same, the step is planned (memory, fused loops), and
+    further calls replay it.
+
+    Parameters
+    ----------
+    fn : a function of tensors: a whole training step, a loss with ``grad``, an inference function,
+        or a module. Left out, ``compile`` is a decorator.
+    check : compare the first replay with the function itself.
+    fast : use native kernels (the extra ``fast``); by default wherever they are installed. True
+        makes their absence an error, False leaves the step to NumPy.
+    cache : how many recordings are kept: one for each set of shapes, modes and options.
+    strict : raise an error for a function that cannot be replayed. Otherwise it warns, and runs as
+        it is.
+
+    Returns
+    -------
+    Compiled
+        Call it like `fn`. Results have no history. ``explain()`` says what was compiled.
+
+    Raises
+    ------
+    CompileError
+        When called: `fn` looks at a number that it computes, uses an array or a Python number from
+        outside that changes, or leaves tensors outside; the error says what to write instead.
+
+    Notes
+    -----
+    What is followed from call to call: arguments; parameters, buffers and optimizer state; learning
+    rates and other options, step counts, schedules that are stepped inside, places in random
+    sequences. What is looked at before each replay, and recorded anew where it changed: shapes,
+    dtypes, modes and settings of modules, which parameters have gradients, plain numbers in the
+    function's closure. What a replay does not do: print, count in Python variables, append to
+    lists.
+
+    Examples
+    --------
+    >>> import gpubackprop as gb
+    >>> double = gb.compile(lambda x: x + x)
+    >>> for _ in range(4):
+    ...     y = double(gb.tensor([1.0, 2.0]))
+    >>> y.tolist()
+    [2.0, 4.0]
+    """
+    if fn is None:
+        return functools.partial(compile, check=check, fast=fast, cache=cache, strict=strict)
+    return Compiled(fn, check=check, fast=fast, cache=cache, strict=strict)

@@ -1,0 +1,5 @@
+"""Chains of elementwise calls as one."""
+
+
+def fused(calls, results, report):
+    return calls

@@ -1,0 +1,251 @@
+"""A recorded step made ready to run again: passes, plan, kernels.
+
+The calls are thinned out, their memory is planned, and each becomes either native instructions
+(with the extra ``fast``) or a function of no arguments whose arrays are bound. Native instructions
+that follow one another are one program; the rest runs between them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpubackprop.autograd import Tensor
+from gpubackprop.backends import Array, Backend
+from gpubackprop.compile import passes
+from gpubackprop.compile.checking import WHOLE
+from gpubackprop.compile.plain import thunk
+from gpubackprop.compile.plan import Memory, Plan, plan_memory
+from gpubackprop.compile.session import Outcome
+from gpubackprop.compile.trace import Call, Ref, replaced
+
+
+@dataclass
+class Report:
+    """How a step was compiled, for :meth:`Compiled.explain`.
+
+    Attributes
+    ----------
+    recorded, planned : kernel calls before and after the passes.
+    native, plain : how many of those run natively, and which kernels run in plain NumPy.
+    fused : how many calls were taken into loops of several.
+    parts : threads of the native programs.
+    programs : how many there are.
+    seconds : what building took; `compiled` native kernels were not in the cache.
+    plan : the memory plan.
+    """
+
+    recorded: int = 0
+    planned: int = 0
+    native: int = 0
+    plain: Counter[str] = field(default_factory=Counter)
+    fused: int = 0
+    parts: int = 0
+    programs: int = 0
+    seconds: float = 0.0
+    compiled: int = 0
+    plan: Plan | None = None
+    calls: list[str] = field(default_factory=list)
+
+
+class Replay:
+    """Runs a recorded step again.
+
+    Parameters
+    ----------
+    outcome : the recorded call.
+    backend : its device.
+    fast : whether native kernels may be used.
+    """
+
+    def __init__(self, outcome: Outcome, backend: Backend, fast: bool) -> None:
+        began = time.perf_counter()
+        self.outcome, self.backend = outcome, backend
+        self.numbers: list[float | int] = list(outcome.recording.numbers)
+        self.live = outcome.recording.live
+        recording = outcome.recording
+        self.report = Report(recorded=len(recording.calls))
+        marker = _Marker(outcome)
+        calls = passes.dead(recording.calls, marker.refs)
+        calls = passes.folded(calls, backend)
+        calls = passes.simplified(calls)
+        calls = passes.copies(calls)
+        calls = passes.placed(calls)
+        calls = passes.dead(calls, marker.refs)
+        if fast:
+            from gpubackprop.compile.fusion import fused
+
+            calls = fused(calls, marker.refs, self.report)
+        self.calls = calls
+        self.report.planned = len(calls)
+        self.plan = plan_memory(
+            calls, [*marker.refs], recording.inputs, _in_place if fast else _never
+        )
+        self.report.plan = self.plan
+        self.memory = Memory(self.plan, backend)
+        self._inputs = [self.memory.view(r) for r in recording.inputs]
+        self._outputs = [self.memory.view(r) if isinstance(r, Ref) else r for r in outcome.results]
+        self._grads = [self.memory.view(g) if isinstance(g, Ref) else g for g in outcome.grads]
+        self.steps: list[Callable[[], None]] = []
+        # Where the comparison with the eager step ends: before the updates of a large model.
+        self.boundary: int | None = None
+        self.split = self._first_update() if self._state_bytes() > WHOLE else len(calls)
+        if fast:
+            from gpubackprop.compile.native import assemble
+
+            self.steps = assemble(self)
+        else:
+            for i, call in enumerate(calls):
+                self.reach(i)
+                self.add_plain(call)
+        self.report.seconds = time.perf_counter() - began
+
+    def _state_bytes(self) -> int:
+        written = {r.buffer for c in self.calls for r in passes.touched(c)}
+        return sum(b.nbytes for b in written if b.kind == "external")
+
+    def _first_update(self) -> int:
+        updates = (i for i, c in enumerate(self.calls) if c.kernel.endswith("_update"))
+        return next(updates, len(self.calls))
+
+    def reach(self, i: int) -> bool:
+        """Note where in the steps call `i` begins, if the comparison ends there."""
+        if i == self.split:
+            self.boundary = len(self.steps)
+            return True
+        return False
+
+    def compared(self) -> list[Call]:
+        """The calls that are compared with the eager step."""
+        return self.calls[: self.split]
+
+    def try_out(self, arrays: Sequence[Array]) -> None:
+        """Run what is compared, and take the live numbers' changes back."""
+        copyto = self.backend.copyto
+        for view, array in zip(self._inputs, arrays, strict=True):
+            copyto(view, array)
+        done = 0
+        try:
+            for entry in self.live:
+                self.numbers[entry.places.start : entry.places.stop] = entry.read()
+                done += 1
+            for step in self.steps[: self.boundary]:
+                step()
+        finally:
+            for entry in reversed(self.live[:done]):
+                if entry.undo is not None:
+                    entry.undo()
+
+    def add_plain(self, call: Call) -> None:
+        """Append a call as the backend defines it."""
+        step = thunk(call, self.memory, self.backend, self.numbers)
+        if step is not None:
+            self.steps.append(step)
+            self.report.plain[call.kernel] += 1
+
+    def arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Array, ...]]:
+        """A call's arguments and results as arrays at their places."""
+        view = self.memory.view
+        return (
+            tuple(replaced(a, view) for a in call.args),
+            {k: replaced(a, view) for k, a in call.kwargs.items()},
+            tuple(view(r) for r in call.outs),
+        )
+
+    def run(self, arrays: Sequence[Array]) -> list[Any]:
+        """One step.
+
+        Parameters
+        ----------
+        arrays : contents of the inputs.
+
+        Returns
+        -------
+        list
+            For each result: a tensor of its own memory, or the number of the argument that it is.
+
+        Notes
+        -----
+        Where the step fails, what its live numbers changed (counts, places in random sequences) is
+        taken back.
+        """
+        copyto = self.backend.copyto
+        for view, array in zip(self._inputs, arrays, strict=True):
+            copyto(view, array)
+        numbers, done = self.numbers, 0
+        try:
+            for entry in self.live:
+                places = entry.places
+                numbers[places.start : places.stop] = entry.read()
+                done += 1
+            for step in self.steps:
+                step()
+        except BaseException:
+            for entry in reversed(self.live[:done]):
+                if entry.undo is not None:
+                    entry.undo()
+            raise
+        return self.results()
+
+    def results(self) -> list[Any]:
+        """Copies of the results as they are now."""
+        backend = self.backend
+        return [
+            r if isinstance(r, int) else Tensor(backend.asarray(backend.copy(r)), backend)
+            for r in self._outputs
+        ]
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradient of each leaf after the step."""
+        backend = self.backend
+        return [
+            g
+            if g is None or isinstance(g, Tensor)
+            else Tensor(backend.asarray(backend.copy(g)), backend)
+            for g in self._grads
+        ]
+
+
+class _Marker:
+    """What must be there at the end of a step."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.refs = [r for r in [*outcome.results, *outcome.grads] if isinstance(r, Ref)]
+
+
+def _never(call: Call, out: Ref) -> tuple[Ref, ...]:
+    return ()
+
+
+def _in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
+    """Arguments in whose memory a native kernel may write its first result."""
+    from gpubackprop.backends.cpu.native.lowering import TABLE
+
+    entry = TABLE.get(call.kernel)
+    if entry is None or not entry.inplace or not call.outs or out is not call.outs[0]:
+        return ()
+    names = _names(call.kernel)
+    found = []
+    for name in entry.inplace:
+        value = call.kwargs.get(name)
+        if value is None and name in names and names.index(name) < len(call.args):
+            value = call.args[names.index(name)]
+        if isinstance(value, Ref):
+            found.append(value)
+    return tuple(found)
+
+
+def _names(kernel: str) -> list[str]:
+    method = getattr(Backend, kernel, None)
+    if method is None:
+        return ["x"] if kernel not in BINARY else ["x1", "x2"]
+    return list(inspect.signature(method).parameters)[1:]
+
+
+BINARY = frozenset(
+    name for name, kind in Backend.__mro__[-2].__annotations__.items() if "Binary" in str(kind)
+)
