@@ -12,6 +12,7 @@ from gpubackprop.autograd import Tensor
 from gpubackprop.autograd.tape import STATE
 from gpubackprop.backends import Backend, get_backend, live
 from gpubackprop.compile.checking import check_replay
+from gpubackprop.compile.entries import CHECKING, PENDING, READY, Entries, Entry
 from gpubackprop.compile.guards import UNKNOWN, Guards
 from gpubackprop.compile.matching import UnsettledError, match
 from gpubackprop.compile.replay import Replay
@@ -24,31 +25,6 @@ RECORDINGS = 8
 """How often a function is recorded without two recordings in a row agreeing before it is left
 alone."""
 
-PENDING, CHECKING, READY = "recorded", "to be checked", "replayed"
-
-
-class Entry:
-    """One way through a function: for arguments of certain shapes, in a certain state.
-
-    Attributes
-    ----------
-    key : shapes, dtypes and constants of the arguments.
-    outcome, guards : the latest recording, and what it takes for granted.
-    replay : the compiled step, once two recordings agreed.
-    state : what the next call does.
-    calls : how many were replayed.
-    """
-
-    def __init__(self, key: Any) -> None:
-        self.key = key
-        self.outcome: Outcome | None = None
-        self.guards: Guards | None = None
-        self.replay: Replay | None = None
-        self.state = PENDING
-        self.recordings = 0
-        self.calls = 0
-        self.checked: str = "not compared with the eager step"
-
 
 class Compiled:
     """What :func:`compile` gives: call it like the function.
@@ -56,7 +32,8 @@ class Compiled:
     Attributes
     ----------
     fn : the function.
-    entries : the compiled ways through it, the latest used last.
+    entries : the compiled ways through it.
+    eager : why the function runs as it is; None where it is compiled.
     """
 
     def __init__(
@@ -67,14 +44,16 @@ class Compiled:
         fast: bool | None = None,
         cache: int = 8,
         strict: bool = True,
+        device: Any = None,
+        rehearse: Callable[[], Callable[[], None]] | None = None,
     ) -> None:
         if not callable(fn):
             raise CompileError(f"compile: fn is a {type(fn).__name__}; give a function or a module")
-        self.fn, self.check, self.fast, self.cache, self.strict = fn, check, fast, cache, strict
+        self.fn, self.check, self.fast, self.strict = fn, check, fast, strict
+        self.device, self.rehearse = device, rehearse
         if fast:
             _require_native()
-        self.entries: list[Entry] = []
-        self.events: list[str] = []
+        self.entries = Entries(cache)
         self.eager: str | None = None
         self._lock = threading.RLock()
         self._busy = False
@@ -120,7 +99,7 @@ class Compiled:
     def _called(
         self, args: Any, kwargs: Any, pattern: Any, given: list[Any], constants: list[Any]
     ) -> Any:
-        backend = _backend(given)
+        backend = self._backend(given)
         key: list[Any] = [backend, STATE.recording, tuple(constants)]
         arrays = []
         for x in given:
@@ -139,7 +118,11 @@ class Compiled:
                 arrays.append(x)
                 key.append((x.shape, x.dtype))
         signature = tuple(key)
-        entry = self._find(signature)
+        entry = self.entries.find(signature)
+        if self.rehearse is not None and (entry is None or entry.state != READY):
+            entry = self._rehearsed(self.rehearse, signature, backend, pattern, given, arrays)
+            if self.eager is not None:
+                return self.fn(*args, **kwargs)
         if entry is None or entry.state == PENDING:
             return self._record(entry, signature, backend, pattern, given, arrays)
         replay = entry.replay
@@ -154,38 +137,31 @@ class Compiled:
         values = [given[r] if isinstance(r, int) else r for r in results]
         return put_back(entry.outcome.pattern, values)
 
-    def _find(self, key: Any) -> Entry | None:
-        """The entry for a key whose guards hold."""
-        reasons = []
-        open_: list[Entry] = []
-        for entry in reversed(self.entries):
-            if entry.key != key:
-                continue
-            broken = entry.guards.broken() if entry.guards is not None else None
-            if broken is not None:
-                reasons.append(broken)
-            elif entry.state == PENDING:
-                open_.append(entry)
-            else:
-                return self._latest(entry)
-        if open_:
-            # One whose guards are complete knows more about the state that it is for.
-            return self._latest(min(open_, key=lambda e: e.guards is None or e.guards.open))
-        if reasons:
-            self._note(f"recorded anew: {reasons[0]}")
-        elif self.entries:
-            self._note(f"recorded anew: {_changed(self.entries[-1].key, key)}")
-        return None
-
-    def _latest(self, entry: Entry) -> Entry:
-        if self.entries[-1] is not entry:
-            self.entries.remove(entry)
-            self.entries.append(entry)
+    def _rehearsed(
+        self,
+        save: Callable[[], Callable[[], None]],
+        key: Any,
+        backend: Backend,
+        pattern: Any,
+        given: list[Any],
+        arrays: list[Any],
+    ) -> Entry | None:
+        """Record and check on a state that is put back each time, so that the first real step is a
+        replay already."""
+        restore = save()
+        entry = self.entries.find(key)
+        for _ in range(RECORDINGS + 1):
+            if self.eager is not None or (entry is not None and entry.state == READY):
+                break
+            try:
+                if entry is None or entry.state == PENDING:
+                    self._record(entry, key, backend, pattern, given, arrays)
+                else:
+                    self._check(entry, pattern, given, arrays)
+            finally:
+                restore()
+            entry = self.entries.find(key)
         return entry
-
-    def _note(self, words: str) -> None:
-        if len(self.events) < 100:
-            self.events.append(words)
 
     def _record(
         self,
@@ -199,11 +175,7 @@ class Compiled:
         """Run the function as it is and record it; compile it where it did the same as last
         time."""
         if entry is None:
-            entry = Entry(key)
-            self.entries.append(entry)
-            if len(self.entries) > self.cache:
-                self.entries.pop(0)
-                self._note(f"more than {self.cache} recordings: the one used longest ago is gone")
+            entry = self.entries.new(key)
         before = entry.outcome
         leaves = [] if before is None else list(before.recording.leaves.values())
         grads = {id(t): None if t.grad is None else t.grad.array for t in leaves}
@@ -224,12 +196,12 @@ class Compiled:
                 self._compare(before, outcome)
                 settled = True
             except UnsettledError as error:
-                self._note(f"not settled: {error}")
+                self.entries.note(f"not settled: {error}")
             except CompileError as error:
                 if self.strict:
                     self.entries.remove(entry)
                     raise
-                self._note(str(error))
+                self.entries.note(str(error))
                 self._stop(str(error))
         entry.outcome = outcome
         ordered = [grads.get(i, UNKNOWN) for i in outcome.recording.leaves]
@@ -239,9 +211,9 @@ class Compiled:
             entry.state = CHECKING if self.check else READY
             self._fruitless = 0
         elif self.eager is None and (
-            entry.recordings >= RECORDINGS or self._fruitless >= RECORDINGS * self.cache
+            entry.recordings >= RECORDINGS or self._fruitless >= RECORDINGS * self.entries.most
         ):
-            why = self.events[-1] if self.events else "it never did the same twice"
+            why = self.entries.events[-1] if self.entries.events else "it never did the same twice"
             self._stop(f"{self._fruitless} calls were recorded and no two agreed ({why})")
         return outcome.value
 
@@ -300,6 +272,18 @@ class Compiled:
             if g is not None:
                 x.grad = g
 
+    def _backend(self, given: list[Any]) -> Backend:
+        found = None
+        for x in given:
+            if isinstance(x, Tensor):
+                if found is not None and x.backend is not found:
+                    raise CompileError(
+                        f"arguments of a compiled function are on {found.device} and {x.device}; "
+                        "move one with .to(device)"
+                    )
+                found = x.backend
+        return found or get_backend(self.device)
+
     def _stop(self, why: str) -> None:
         """Run the function as it is from now on."""
         self.eager = why
@@ -310,31 +294,6 @@ class Compiled:
         self._stop(why)
         args, kwargs = put_back(pattern, given)
         return self.fn(*args, **kwargs)
-
-
-def _backend(given: list[Any]) -> Backend:
-    found = None
-    for x in given:
-        if isinstance(x, Tensor):
-            if found is not None and x.backend is not found:
-                raise CompileError(
-                    f"arguments of a compiled function are on {found.device} and {x.device}; move "
-                    "one with .to(device)"
-                )
-            found = x.backend
-    return found or get_backend(None)
-
-
-def _changed(before: Any, now: Any) -> str:
-    if len(before) != len(now):
-        return "another number of arguments"
-    for a, b in zip(before[3:], now[3:], strict=True):
-        if a != b:
-            return f"an argument is {b[1]} {list(b[0])} where it was {a[1]} {list(a[0])}"
-    for a, b in zip(before[2], now[2], strict=False):
-        if a != b:
-            return f"an argument is {b[1]!r} where it was {a[1]!r}"
-    return "gradients are recorded, or no longer" if before[1] != now[1] else "another device"
 
 
 def _use_native(fast: bool | None, backend: Backend) -> bool:
@@ -357,62 +316,3 @@ def _require_native() -> None:
     trouble = native_trouble()
     if trouble is not None:
         raise CompileError(f"compile: fast=True, but {trouble}")
-
-
-def compile(
-    fn: Callable[..., Any] | None = None,
-    *,
-    check: bool = True,
-    fast: bool | None = None,
-    cache: int = 8,
-    strict: bool = True,
-) -> Any:
-    """A function that is recorded below autograd and replayed, several times as fast.
-
-    The first calls run `fn` as it is and record every kernel call: forward pass, backward pass,
-    update. Once two calls in a row did the same, the step is planned (memory, fused loops), and
-    further calls replay it.
-
-    Parameters
-    ----------
-    fn : a function of tensors: a whole training step, a loss with ``grad``, an inference function,
-        or a module. Left out, ``compile`` is a decorator.
-    check : compare the first replay with the function itself.
-    fast : use native kernels (the extra ``fast``); by default wherever they are installed. True
-        makes their absence an error, False leaves the step to NumPy.
-    cache : how many recordings are kept: one for each set of shapes, modes and options.
-    strict : raise an error for a function that cannot be replayed. Otherwise it warns, and runs as
-        it is.
-
-    Returns
-    -------
-    Compiled
-        Call it like `fn`. Results have no history. ``explain()`` says what was compiled.
-
-    Raises
-    ------
-    CompileError
-        When called: `fn` looks at a number that it computes, uses an array or a Python number from
-        outside that changes, or leaves tensors outside; the error says what to write instead.
-
-    Notes
-    -----
-    What is followed from call to call: arguments; parameters, buffers and optimizer state; learning
-    rates and other options, step counts, schedules that are stepped inside, places in random
-    sequences. What is looked at before each replay, and recorded anew where it changed: shapes,
-    dtypes, modes and settings of modules, which parameters have gradients, plain numbers in the
-    function's closure. What a replay does not do: print, count in Python variables, append to
-    lists.
-
-    Examples
-    --------
-    >>> import gpubackprop as gb
-    >>> double = gb.compile(lambda x: x + x)
-    >>> for _ in range(4):
-    ...     y = double(gb.tensor([1.0, 2.0]))
-    >>> y.tolist()
-    [2.0, 4.0]
-    """
-    if fn is None:
-        return functools.partial(compile, check=check, fast=fast, cache=cache, strict=strict)
-    return Compiled(fn, check=check, fast=fast, cache=cache, strict=strict)

@@ -14,7 +14,8 @@ def describe(compiled: Compiled, calls: bool = False) -> str:
     """What was compiled and why, in lines."""
     name = getattr(compiled.fn, "__qualname__", type(compiled.fn).__name__)
     lines = [
-        f"compiled {name}: {len(compiled.entries)} recording(s) kept of at most {compiled.cache}"
+        f"compiled {name}: {len(compiled.entries)} recording(s) kept of at most "
+        f"{compiled.entries.most}"
     ]
     if compiled.eager is not None:
         lines.append(f"  runs as it is: {compiled.eager}")
@@ -27,9 +28,9 @@ def describe(compiled: Compiled, calls: bool = False) -> str:
         lines.append(f"  native kernels: {'on' if trouble is None else 'absent: ' + trouble}")
     for entry in compiled.entries:
         lines += _entry(entry, calls)
-    if compiled.events:
+    if compiled.entries.events:
         lines.append("  what happened:")
-        lines += [f"    {event}" for event in compiled.events]
+        lines += [f"    {event}" for event in compiled.entries.events]
     return "\n".join(lines)
 
 

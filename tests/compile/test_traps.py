@@ -12,7 +12,8 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop import nn, optim
-from gpubackprop.compile.compiled import Compiled, compile
+from gpubackprop.compile.api import compile
+from gpubackprop.compile.compiled import Compiled
 from gpubackprop.errors import CompileError
 from gpubackprop.nn import functional as F
 
