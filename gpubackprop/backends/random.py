@@ -121,6 +121,12 @@ class Generator:
         """(seed, stream, offset)."""
         return self._seed, self._stream, self._offset
 
+    def restore(self, state: Place) -> None:
+        """Go to the place where :meth:`state` was asked for, of this or another generator."""
+        fresh = Generator(*state)
+        with self._lock:
+            self._seed, self._stream, self._offset = fresh.state()
+
     @classmethod
     def from_state(cls, state: tuple[int, int, int]) -> Generator:
         """The generator whose :meth:`state` this is; a list, as JSON gives it, will do."""

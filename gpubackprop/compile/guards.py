@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.backends.random import Generator
 from gpubackprop.compile.recorder import Recording
 
 SIMPLE = (bool, int, float, str, type(None))
@@ -42,6 +43,12 @@ class Guards:
         self._grads = grads
         self.open = any(g is UNKNOWN for g in grads)
         self._modules = [(m, _settings(m)) for m in recording.modules.values()]
+        self._buffers = [
+            (m.__dict__, name, t, t.array)
+            for m in recording.modules.values()
+            for name, t in m.__dict__.items()
+            if isinstance(t, Tensor)
+        ]
         self._constants = recording.constants
         self._outside = outside(fn)
         self._values = [_plain(read()) for _, read in self._outside]
@@ -66,6 +73,9 @@ class Guards:
             now = module.__dict__
             if len(now) != before[1] or any(now.get(k) != v for k, v in before[0]):
                 return f"{type(module).__name__}: {_difference(module, before)}"
+        for attributes, name, t, array in self._buffers:
+            if attributes.get(name) is not t or t.array is not array:
+                return f"the tensor {name!r} of a module is another one"
         for read, value in self._constants:
             if read() != value:
                 return f"an option of the optimizer is {read()!r} where it was {value!r}"
@@ -76,12 +86,12 @@ class Guards:
 
 
 def _settings(module: Any) -> tuple[list[tuple[str, Any]], int]:
-    """The plain attributes of a module (numbers, words, its mode), and how many attributes it
-    has."""
+    """The plain attributes of a module (numbers, words, its mode; generators by identity), and how
+    many attributes it has."""
     found = [
         (name, value)
         for name, value in module.__dict__.items()
-        if isinstance(value, SIMPLE)
+        if isinstance(value, (*SIMPLE, Generator))
         or (isinstance(value, tuple) and all(isinstance(v, SIMPLE) for v in value))
     ]
     return found, len(module.__dict__)

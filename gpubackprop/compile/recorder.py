@@ -22,6 +22,7 @@ from gpubackprop.backends import Array, Backend, live
 from gpubackprop.backends.interception import intercepted
 from gpubackprop.compile.trace import Buffer, Call, Ref
 from gpubackprop.errors import CompileError
+from gpubackprop.nn.parameter import Parameter
 
 # Which positional arguments a kernel without results overwrites.
 OVERWRITES = {
@@ -206,11 +207,12 @@ class Recorder:
     def forward(
         self, op: Operation, inputs: Sequence[Any], outputs: Sequence[Array], params: dict[str, Any]
     ) -> None:
-        """Note the leaves that an operation is given."""
+        """Note the leaves that an operation is given: what has, or may have, a gradient."""
         leaves = self.recording.leaves
         for x in inputs:
             if isinstance(x, Tensor) and x.node is None and id(x) not in leaves:
-                if not self.known(x.array):
+                lasting = x.requires_grad or isinstance(x, Parameter)
+                if lasting and not self.known(x.array):
                     leaves[id(x)] = x
 
     def backward(self, node: Any, dy: Any, cotangents: Sequence[Any]) -> None:

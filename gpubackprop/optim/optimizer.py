@@ -303,6 +303,12 @@ class Optimizer:
 
         return save(self)
 
+    def snapshot(self) -> Callable[[], None]:
+        """Keep parameters, gradients, state and counts in memory; the result puts them back."""
+        from gpubackprop.optim.state import snapshot
+
+        return snapshot(self)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken.
 

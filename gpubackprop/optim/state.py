@@ -8,7 +8,7 @@ that were never updated have none. Everything but the arrays is plain JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +52,36 @@ def save(optimizer: Optimizer) -> dict[str, Any]:
         groups.append({**group, "params": list(range(first, first + n))})
         first += n
     return {"optimizer": type(optimizer).__name__, "param_groups": groups, "state": state}
+
+
+def snapshot(optimizer: Optimizer) -> Callable[[], None]:
+    """Keep parameters, gradients, state and counts as they are now; every state buffer that the
+    options ask for is made first.
+
+    Returns
+    -------
+    Callable
+        Puts it all back; it may be called more than once.
+    """
+    optimizer.arena.gather()
+    for group, bounds in zip(optimizer.param_groups, optimizer._bounds, strict=True):
+        for section, (first, last) in zip(optimizer.arena.sections, bounds, strict=True):
+            for name in filter(None, optimizer.slots(group)) if first < last else ():
+                optimizer._slot(section, name)
+    kept = [
+        (section.backend, buffer, section.backend.copy(buffer))
+        for section in optimizer.arena.sections
+        for buffer in (section.values, section.grads, *section.slots.values())
+    ]
+    steps = [list(counts) for counts in optimizer._steps]
+
+    def restore() -> None:
+        for backend, buffer, copy in kept:
+            backend.copyto(buffer, copy)
+        for counts, before in zip(optimizer._steps, steps, strict=True):
+            counts[:] = before
+
+    return restore
 
 
 def load(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from gpubackprop.autograd import Tensor
 from gpubackprop.errors import ConfigError
 from gpubackprop.nn import Module, Parameter
-from gpubackprop.optim import Optimizer
+from gpubackprop.optim import Optimizer, clip_grad_norm_, clip_grad_value_
 from gpubackprop.training import nonfinite
 from gpubackprop.training.evaluation import Batch, tensors
 
@@ -60,6 +60,32 @@ class Step:
         # A backward pass writes the gradients of parameters into the arena; those of plain tensors
         # have to be brought there.
         self._loose = not all(isinstance(p, Parameter) for p in optimizer.arena.parameters)
+        self._numbers: Callable[..., Tensor] = self._looked_at
+        self._change: Callable[..., None] = self._changed
+
+    def compile(self) -> None:
+        """Replay compiled steps from now on, where the network allows it. Every step is a replay,
+        the first of a resumed run too, so that a resumed run has the bits of one that went on."""
+        from gpubackprop.compile.api import compile
+
+        self._numbers = compile(self._looked_at, strict=False, rehearse=self._rehearse)
+        self._change = compile(
+            self._changed, strict=False, device=self.backend, rehearse=self.optimizer.snapshot
+        )
+
+    def _rehearse(self) -> Callable[[], None]:
+        """Keep what a pass over a batch changes: buffers such as running averages, and places in
+        random sequences."""
+        buffers = [(b, b.backend.copy(b.array)) for b in self.model.buffers()]
+        places = [(g, g.state()) for g in self.model.generators()]
+
+        def restore() -> None:
+            for b, copy in buffers:
+                b.backend.copyto(b.array, copy)
+            for g, place in places:
+                g.restore(place)
+
+        return restore
 
     def gradients(self, batch: Batch) -> tuple[float, bool]:
         """Put the gradient of a batch into the arena.
@@ -68,26 +94,41 @@ class Step:
         -------
         cost, finite : the mean cost, and whether it and every gradient are finite.
         """
-        optimizer, kernels = self.optimizer, self.backend
-        parts = [kernels.reshape(self.run(batch), (1,))]
-        if self._loose:
-            optimizer.arena.gather()
-        # The cost and the sum of squares of each gradient buffer, read from the device at once.
-        for g in optimizer.arena.grads:
-            parts.append(kernels.reshape(kernels.matmul(g, g), (1,)))
-        numbers = kernels.to_numpy(kernels.concatenate(parts)).tolist()
+        numbers = self._numbers(*tensors(batch, self.backend)).tolist()
         # A sum of squares overflows long before the gradients do.
         finite = math.isfinite(sum(numbers)) or (
-            math.isfinite(numbers[0]) and nonfinite.gradients_finite(optimizer)
+            math.isfinite(numbers[0]) and nonfinite.gradients_finite(self.optimizer)
         )
         return numbers[0], finite
 
-    def run(self, batch: Batch) -> Any:
+    def _looked_at(self, *batch: Tensor) -> Tensor:
+        """The cost of a batch and the sum of squares of each gradient buffer, so that they are read
+        from the device at once."""
+        kernels = self.backend
+        parts = [kernels.reshape(self.run(batch), (1,))]
+        if self._loose:
+            self.optimizer.arena.gather()
+        for g in self.optimizer.arena.grads:
+            parts.append(kernels.reshape(kernels.matmul(g, g), (1,)))
+        return Tensor(kernels.concatenate(parts), kernels)
+
+    def update(self, clip_value: float | None, clip_norm: float | None) -> None:
+        """Clip the gradients and update the parameters."""
+        self._change(clip_value, clip_norm)
+
+    def _changed(self, clip_value: float | None, clip_norm: float | None) -> None:
+        if clip_value is not None:
+            clip_grad_value_(self.optimizer, clip_value)
+        if clip_norm is not None:
+            clip_grad_norm_(self.optimizer, clip_norm)
+        self.optimizer.step()
+
+    def run(self, batch: Batch | Sequence[Tensor]) -> Any:
         """Forward and backward pass over every piece; the mean cost, an array of one element."""
         kernels, total = self.backend, None
         self.optimizer.zero_grad()
         for share, piece in self.pieces(batch):
-            *inputs, target = tensors(piece, kernels)
+            *inputs, target = piece
             loss = self.loss(self.model(*inputs), target)
             if share == 1.0:
                 loss.backward()
@@ -97,13 +138,20 @@ class Step:
             total = part if total is None else kernels.add(total, part)
         return total
 
-    def pieces(self, batch: Batch) -> Iterator[tuple[float, Batch]]:
+    def pieces(self, batch: Batch | Sequence[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
         """(share of the samples, piece) of a batch; sizes differ by one at most."""
         n = len(batch[-1])
+        whole = [x if isinstance(x, Tensor) else tensors((x,), self.backend)[0] for x in batch]
         count = 1 if self.whole else -(-n // self.piece)
         if count <= 1:
-            yield 1.0, batch
+            yield 1.0, whole
             return
         for k in range(count):
             first, last = k * n // count, (k + 1) * n // count
-            yield (last - first) / n, tuple([array[first:last] for array in batch])
+            yield (
+                (last - first) / n,
+                [
+                    Tensor(self.backend.getitem(x.array, slice(first, last)), x.backend)
+                    for x in whole
+                ],
+            )

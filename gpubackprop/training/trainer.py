@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.backends import live
 from gpubackprop.data import DataLoader
 from gpubackprop.errors import CheckpointError, ConfigError, NonFiniteError
 from gpubackprop.nn import Module
-from gpubackprop.optim import Optimizer, Scheduler, clip_grad_norm_, clip_grad_value_
+from gpubackprop.optim import Optimizer, Scheduler
 from gpubackprop.optim.schedules import Schedule
 from gpubackprop.training import nonfinite
 from gpubackprop.training.checkpoint import CheckpointFolder
@@ -51,6 +52,8 @@ class Trainer:
     progress : shows what goes on; nothing by default.
     out : folder of checkpoints and ``metrics.jsonl``; None keeps nothing.
     checkpoint_steps : also write a checkpoint after every so many updates, not only after epochs.
+    compile : replay compiled steps (see :func:`gpubackprop.compile`); a network that cannot be
+        compiled is trained as it is, with a warning that says why.
     config : JSON values that must be the same when the run is resumed.
     info : further JSON values to keep.
     attached : further arrays to keep with the weights.
@@ -89,6 +92,7 @@ class Trainer:
         progress: Progress | None = None,
         out: str | Path | None = None,
         checkpoint_steps: int | None = None,
+        compile: bool = True,
         config: Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
         attached: Mapping[str, np.ndarray[Any, Any]] | None = None,
@@ -111,6 +115,8 @@ class Trainer:
         self.checkpoint_steps = checkpoint_steps
         self.config, self.info, self.attached = config or {}, info or {}, attached or {}
         self._step = Step(model, self._cost, optimizer, accumulate, loader.batch_size)
+        if compile:
+            self._step.compile()
         self.backend = self._step.backend
         self.run = RunState()
         self._best: dict[str, np.ndarray[Any, Any]] | None = None
@@ -297,23 +303,19 @@ class Trainer:
         NonFiniteError
             See :meth:`fit`.
         """
-        optimizer = self.optimizer
         places = [g.state() for g in self._generators]
         value, finite = self._step.gradients(batch)
         if not finite:
             raise self._explained(batch, places)
-        if self.clip_value is not None:
-            clip_grad_value_(optimizer, self.clip_value)
-        if self.clip_norm is not None:
-            clip_grad_norm_(optimizer, self.clip_norm)
         if self.scheduler is not None:
             self.scheduler.set_step(self.run.step)
-        optimizer.step()
+        self._step.update(self.clip_value, self.clip_norm)
         self.run.step += 1
         return value
 
     def _cost(self, outputs: Any, target: Tensor) -> Tensor:
         """The loss that is set now: it may be exchanged between two epochs."""
+        live.constant(lambda: self.loss)
         return self.loss(outputs, target)
 
     def _explained(self, batch: Batch, places: list[tuple[int, int, int]]) -> NonFiniteError:
