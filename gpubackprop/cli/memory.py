@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     choice = choose(options.device)
     note(f"{recipe.name} on {choice.device} ({choice.reason})")
     job = recipes.build(recipe, device=choice.device, data_dir=options.data_dir)
-    trainer = recipes.make_trainer(job)
+    trainer = recipes.make_trainer(job, compile=False)
     job.model.train()
     batch = next(job.loader.batches(0))
     with np.errstate(all="ignore"):

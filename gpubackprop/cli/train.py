@@ -50,6 +50,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="K",
         help="compute each batch in K pieces, one after the other: the same update, less memory",
     )
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="run each step operation by operation instead of replaying a compiled one",
+    )
     add_data_dir(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run (default: a new one, runs/RECIPE)"
@@ -74,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         overrides = [*info["overrides"], *overrides]
         recipe = recipes.load(options.recipe, overrides)
         data_dir = data_dir or info.get("data_dir")
-        _say_what_changes(recipe, info, choice.device)
+        _say_what_changes(recipe, info, choice.device, not options.no_compile)
     note(f"{recipe.name} on {choice.device} ({choice.reason})")
     job = recipes.build(recipe, device=choice.device, data_dir=data_dir)
     # Only now, when nothing stands in the way any more.
@@ -85,9 +90,13 @@ def run(options: argparse.Namespace) -> int:
         job,
         out=out,
         progress=progress.choose(watched),
+        compile=not options.no_compile,
         config={"recipe": settings(job.recipe), "data": fingerprint(job.data)},
         attached={"offset": job.data.scaling.offset, "scale": job.data.scaling.scale},
-        info=_info(job, overrides, choice.device, data_dir),
+        info={
+            **_info(job, overrides, choice.device, data_dir),
+            "compiled": not options.no_compile,
+        },
     )
     if resume and trainer.resume():
         note(f"resumed after step {trainer.run.step} ({trainer.run.epoch} complete epochs)")
@@ -135,10 +144,13 @@ def _stored(out: Path, recipe: Recipe) -> dict[str, Any]:
     return info
 
 
-def _say_what_changes(recipe: Recipe, info: dict[str, Any], device: str) -> None:
+def _say_what_changes(recipe: Recipe, info: dict[str, Any], device: str, compiled: bool) -> None:
     """Say where the rest of the run will not be what it would have been."""
     if info.get("device") != device:
         note(f"the run began on {info.get('device')}: the last bits may differ on {device}")
+    if info.get("compiled") is not compiled and info.get("device") == device:
+        steps = "compiled steps" if info.get("compiled") else "steps that were not compiled"
+        note(f"the run began with {steps}: the last bits may differ")
     stored = info.get("recipe")
     train = stored.get("train") if isinstance(stored, dict) else None
     epochs = train.get("epochs") if isinstance(train, dict) else None

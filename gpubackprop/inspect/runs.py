@@ -44,7 +44,7 @@ class TracedRun:
     def steps(self, count: int) -> Iterator[Step]:
         """Train `count` steps; after each, its records and its loss."""
         job, tracer = self.job, self.tracer
-        trainer = make_trainer(job)
+        trainer = make_trainer(job, compile=False)
         job.model.train()
         for _, batch in zip(range(count), self._batches(), strict=False):
             tracer.start()
