@@ -21,7 +21,7 @@ from gpubackprop.backends.convolution import ConvolutionKernels
 from gpubackprop.backends.images import ImageKernels
 from gpubackprop.backends.memory import HostMemory, MemoryMeter
 from gpubackprop.backends.norms import NormKernels
-from gpubackprop.backends.primitives import Array, Primitives
+from gpubackprop.backends.primitives import Array, Primitives, Shape
 from gpubackprop.backends.recurrent import RecurrentKernels
 from gpubackprop.backends.updates import Updates
 
@@ -67,6 +67,11 @@ class Backend(
 
     def extent(self, owner: Any) -> tuple[int, int]:
         """Addresses of the first byte and of the byte after the last of what :meth:`owner` gave."""
+        raise NotImplementedError
+
+    def view_at(self, owner: Any, offset: int, shape: Shape, strides: Shape, dtype: Any) -> Array:
+        """A view of memory that :meth:`owner` gave: the element at index 0 lies `offset` bytes
+        after the first byte of its extent; strides in bytes, of any sign."""
         raise NotImplementedError
 
     def overlap(self, x: Array, y: Array) -> bool:

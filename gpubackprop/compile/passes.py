@@ -94,8 +94,7 @@ def folded(calls: Sequence[Call], backend: Backend) -> list[Call]:
         values = result if isinstance(result, (tuple, list)) else [result]
         for ref, value in zip(call.outs, [v for v in values if v is not None], strict=True):
             array = backend.asarray(value)
-            holder = backend.empty((ref.buffer.nbytes,), "uint8")
-            low, _ = backend.extent(holder)
+            holder = backend.owner(backend.empty((ref.buffer.nbytes,), "uint8"))
             made = Buffer(ref.buffer.number, ref.buffer.nbytes, "external", holder, call.kernel)
             backend.copyto(_view(backend, replace(ref, buffer=made)), array)
             constants[ref.buffer] = made

@@ -16,6 +16,7 @@ import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.attention import keep_offset, keep_row
+from gpubackprop.backends.cpu.shared import result_like
 from gpubackprop.backends.primitives import Array
 
 TILE = 2**18
@@ -104,7 +105,7 @@ def like(x: np.ndarray, features: int, dtype: np.dtype) -> np.ndarray:
     """An array for results of the shape of `x`, but with this many features; axes in the same order
     of memory, so that heads come back between the features where they came from there."""
     if x.shape[-1] == features:
-        return np.empty_like(x, dtype)
+        return result_like(x) if x.dtype == dtype else np.empty_like(x, dtype)
     b, h, rows, _ = x.shape
     return np.empty((b, rows, h, features), dtype).transpose(0, 2, 1, 3)
 
@@ -183,8 +184,7 @@ class NumPyAttention(ArrayBackend):
             return super().attention_backward(
                 dy, q, k, v, mask, y, lse, causal, past, scale, *place
             )
-        dq = np.empty_like(q)
-        dk, dv = np.empty_like(k), np.empty_like(v)
+        dq, dk, dv = result_like(q), result_like(k), result_like(v)
         inner = add_over(np.multiply(dy, y), -1, None, None, True)
         total = lse[..., None]
         for tile in tiles(q, k, causal, past):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ from gpubackprop.backends.cpu.fused import (
 from gpubackprop.backends.cpu.images import NumPyImage
 from gpubackprop.backends.cpu.norms import NumPyNorm
 from gpubackprop.backends.cpu.recurrent import NumPyRecurrent
-from gpubackprop.backends.primitives import Array, Axis
+from gpubackprop.backends.primitives import Array, Axis, Shape
 from gpubackprop.backends.updates import Updates
 
 # Optimizer updates run over slices of this many elements: smaller ones would fit the L2 cache, but
@@ -59,6 +60,21 @@ def _maskable(condition: Any, x: Any) -> bool:
         and condition.dtype.char == "?"
         and condition.shape == x.shape
     )
+
+
+def _bytes_of(owner: np.ndarray) -> np.ndarray:
+    """The memory of an array, whatever its strides, as bytes that keep it alive."""
+    if owner.flags.c_contiguous:
+        return owner.reshape(-1).view(np.uint8)
+    low, high = np.lib.array_utils.byte_bounds(owner)
+    interface = {
+        "shape": (high - low,),
+        "typestr": "|u1",
+        "data": (low, not owner.flags.writeable),
+        "version": 3,
+    }
+    holder = types.SimpleNamespace(__array_interface__=interface, owner=owner)
+    return np.asarray(holder)
 
 
 def in_blocks(update: Callable[..., None]) -> Callable[..., None]:
@@ -92,6 +108,9 @@ class NumPyBackend(
 
     def extent(self, owner: Any) -> tuple[int, int]:
         return np.lib.array_utils.byte_bounds(owner)
+
+    def view_at(self, owner: Any, offset: int, shape: Shape, strides: Shape, dtype: Any) -> Array:
+        return np.ndarray(shape, dtype, _bytes_of(owner), offset, strides)
 
     def first_outside(
         self, x: Array, low: float, high: float

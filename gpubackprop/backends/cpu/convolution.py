@@ -19,6 +19,7 @@ import numpy as np
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.convolution import Padding
 from gpubackprop.backends.cpu import depthwise
+from gpubackprop.backends.cpu.shared import result
 from gpubackprop.backends.cpu.threads import in_parts, threads
 from gpubackprop.backends.cpu.windows import COLUMNS, Columns, Geometry
 from gpubackprop.backends.primitives import Array, Shape
@@ -54,7 +55,7 @@ class NumPyConvolution(ArrayBackend):
         if g is None or not _alike(x, weight, bias):
             return super().conv(x, weight, bias, stride, padding, dilation, groups)
         outputs, channels = weight.shape[0], x.shape[-1]
-        y = np.empty((len(x), *g.out, outputs), x.dtype)
+        y = result((len(x), *g.out, outputs), x.dtype)
         row = None if bias is None else np.tile(bias, g.out[-1])
         if groups == 1 and g.reads_each_pixel_once():
             rows = np.ascontiguousarray(x[g.at((0,) * len(stride))]).reshape(-1, channels)
@@ -116,7 +117,7 @@ class NumPyConvolution(ArrayBackend):
         several = one_each and outputs > channels
         if around is not None and not several and ratio <= AS_CONVOLUTION:
             return self.conv(dy, _turned(weight, groups), None, stride, around, dilation, groups)
-        dx = np.empty(shape, dy.dtype)
+        dx = result(shape, dy.dtype)
         if one_each:
             w = depthwise.by_place(g, weight, channels)
 

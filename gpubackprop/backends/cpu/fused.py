@@ -58,7 +58,7 @@ class FusedKernels(ArrayBackend):
         half = HALF.get(x.dtype)
         if half is None or not x.shape:
             return super().sigmoid(x)
-        y = np.multiply(x, half)
+        y = np.multiply(x, half, shared.result_like(x))
         np.tanh(y, y)
         np.add(y, ONE[x.dtype], y)
         return np.multiply(y, half, y)
@@ -67,7 +67,7 @@ class FusedKernels(ArrayBackend):
         one = ONE.get(y.dtype)
         if one is None or not y.shape or dy.shape != y.shape or dy.dtype != y.dtype:
             return super().sigmoid_backward(dy, y)
-        slope = np.subtract(one, y)
+        slope = np.subtract(one, y, shared.result_like(y))
         np.multiply(slope, y, slope)
         return np.multiply(slope, dy, slope)
 
@@ -75,7 +75,7 @@ class FusedKernels(ArrayBackend):
         one = ONE.get(y.dtype)
         if one is None or not y.shape or dy.shape != y.shape or dy.dtype != y.dtype:
             return super().tanh_backward(dy, y)
-        slope = np.square(y)
+        slope = np.square(y, shared.result_like(y))
         np.subtract(one, slope, slope)
         return np.multiply(slope, dy, slope)
 
@@ -106,7 +106,7 @@ class FusedKernels(ArrayBackend):
     def softmax(self, x: Array, axis: int = -1) -> Array:
         if x.dtype not in ONE or not x.shape:
             return super().softmax(x, axis)
-        y = np.subtract(x, max_over(x, axis, None, None, True))
+        y = np.subtract(x, max_over(x, axis, None, None, True), shared.result_like(x))
         np.exp(y, y)
         return np.divide(y, add_over(y, axis, None, None, True), y)
 
@@ -126,7 +126,7 @@ class FusedKernels(ArrayBackend):
             total = add_over(np.exp(y), 0)
             np.log(total, total)
             return np.subtract(y, total, y).T.copy()
-        y = np.subtract(x, max_over(x, axis, None, None, True))
+        y = np.subtract(x, max_over(x, axis, None, None, True), shared.result_like(x))
         total = add_over(np.exp(y), axis, None, None, True)
         np.log(total, total)
         return np.subtract(y, total, y)
@@ -174,7 +174,7 @@ class FusedKernels(ArrayBackend):
             return super().softmax_cross_entropy_backward(
                 dy, logp, target, weight, ignore_index, label_smoothing
             )
-        dx = np.exp(logp, order="C")
+        dx = np.exp(logp, shared.result(logp.shape, logp.dtype))
         if all_classes(target, classes) and not 0 <= ignore_index < classes:
             dx.reshape(-1)[_at(target, classes)] -= ONE[dx.dtype]
         else:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpubackprop.backends.cpu.shared import in_blocks
+from gpubackprop.backends.cpu.shared import in_blocks, result
 
 BLOCK = 65536  # four arrays of 256 KiB
 SHARE = 1 << 16  # elements that are worth a thread
@@ -50,7 +50,7 @@ def gelu(x: np.ndarray, exact: Exact) -> np.ndarray:
     x : float32, any shape.
     exact : what is called with a block where an element is large, infinite or NaN.
     """
-    y = np.empty(x.shape, x.dtype)
+    y = result(x.shape, x.dtype)
     flat, results = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
 
     def work(start: int, stop: int) -> None:
@@ -71,7 +71,7 @@ def gelu(x: np.ndarray, exact: Exact) -> np.ndarray:
 def gelu_backward(dy: np.ndarray, x: np.ndarray, exact: Exact) -> np.ndarray:
     """dy (Phi(x) + x phi(x)); with w = Phi(-|x|) - |x| phi(x) the slope is 1 - w for x > 0, else
     w."""
-    dx = np.empty(x.shape, x.dtype)
+    dx = result(x.shape, x.dtype)
     flat, results = np.ascontiguousarray(x).reshape(-1), dx.reshape(-1)
     cotangents = np.ascontiguousarray(dy).reshape(-1)
 

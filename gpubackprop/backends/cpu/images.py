@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.cpu.shared import result
 from gpubackprop.backends.cpu.threads import in_parts, threads
 from gpubackprop.backends.images import lowest, pooled_sizes, winner_dtype
 from gpubackprop.backends.primitives import Array, Shape
@@ -88,8 +89,8 @@ class NumPyImage(ArrayBackend):
         out = pooled_sizes(x.shape[1:-1], kernel, stride, padding, dilation, ceil)
         axes = axes_of(x.shape[1:-1], out, kernel, stride, padding, dilation)
         shape = (len(x), *out, x.shape[-1])
-        y = np.empty_like(x, shape=shape)
-        winner = np.empty_like(x, winner_dtype(kernel), shape=shape)
+        y = image_result(x, shape)
+        winner = image_result(x, shape, winner_dtype(kernel))
         if not y.size:
             return y, winner
 
@@ -215,7 +216,18 @@ def _image(dy: np.ndarray, axes: list[Axis]) -> np.ndarray:
     """Memory for the gradient of an image: zeros, unless every element will be assigned."""
     shape = (len(dy), *(a[0] for a in axes), dy.shape[-1])
     covered = all(p == 0 and d == 1 and k == s and o * k == n for n, o, k, s, p, d in axes)
-    return np.empty_like(dy, shape=shape) if covered else np.zeros_like(dy, shape=shape)
+    dx = image_result(dy, shape)
+    if not covered:
+        dx[...] = 0
+    return dx
+
+
+def image_result(x: np.ndarray, shape: Shape, dtype: np.dtype | None = None) -> np.ndarray:
+    """Memory for a result of this shape, its axes in memory ordered like those of `x`."""
+    dtype = x.dtype if dtype is None else np.dtype(dtype)
+    if x.flags.c_contiguous:
+        return result(shape, dtype)
+    return np.empty_like(x, dtype, shape=shape)
 
 
 def _winners(winner: np.ndarray, axes: list[Axis]) -> tuple[np.ndarray, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.cpu.fused import HALF, ONE, ZERO
+from gpubackprop.backends.cpu.shared import result
 from gpubackprop.backends.primitives import Array
 from gpubackprop.backends.recurrent import steps_in_order
 
@@ -71,7 +72,7 @@ class NumPyRecurrent(ArrayBackend):
         if not _alike(hidden, dy, dh, w_hh):
             return super().rnn_steps_backward(dy, dh, w_hh, hidden, lengths, nonlinearity, reverse)
         one, zero = ONE[dh.dtype], ZERO[dh.dtype]
-        dprojected = np.empty(dy.shape, dy.dtype)
+        dprojected = result(dy.shape, dy.dtype)
         dh = dh.copy(order="C")
         weight, product = _panels(w_hh, dh, len(dy))
         after = hidden[:-1] if reverse else hidden[1:]
@@ -108,7 +109,7 @@ class NumPyRecurrent(ArrayBackend):
         steps, batch, width = projected.shape
         hidden, h_before, h_after = _states(h0, steps, reverse)
         cells, c_before, c_after = _states(c0, steps, reverse)
-        gates = np.empty(projected.shape, h0.dtype)
+        gates = result(projected.shape, h0.dtype)
         weight, products = _panels(w_hh.T, gates, steps)
         scale, shift = _squash(batch, (0.5, 0.5, 1.0, 0.5), width // 4, h0.dtype)
         work = np.empty(h0.shape, h0.dtype)
@@ -144,7 +145,7 @@ class NumPyRecurrent(ArrayBackend):
         if not _alike(gates, dy, dh, dc, w_hh, cells):
             return super().lstm_steps_backward(dy, dh, dc, w_hh, cells, gates, lengths, reverse)
         one = ONE[dh.dtype]
-        dprojected = np.empty(gates.shape, gates.dtype)
+        dprojected = result(gates.shape, gates.dtype)
         dh, dc = dh.copy(order="C"), dc.copy(order="C")
         weight, product = _panels(w_hh, dh, len(dy))
         before, after = (cells[1:], cells[:-1]) if reverse else (cells[:-1], cells[1:])
@@ -196,7 +197,7 @@ class NumPyRecurrent(ArrayBackend):
         steps, batch, width = projected.shape
         size = width // 3
         hidden, before, after = _states(h0, steps, reverse)
-        gates = np.empty(projected.shape, h0.dtype)
+        gates = result(projected.shape, h0.dtype)
         inner = np.empty((steps, batch, size), h0.dtype)
         half = HALF[h0.dtype]
         bias = None if b_hh is None else np.repeat(b_hh[None], batch, axis=0)
@@ -240,7 +241,7 @@ class NumPyRecurrent(ArrayBackend):
         if not _alike(gates, dy, dh, w_hh, hidden, inner):
             return super().gru_steps_backward(dy, dh, w_hh, hidden, gates, inner, lengths, reverse)
         one = ONE[dh.dtype]
-        dprojected = np.empty(gates.shape, gates.dtype)
+        dprojected = result(gates.shape, gates.dtype)
         drecurrent = np.empty(gates.shape, gates.dtype)
         dh = dh.copy(order="C")
         weight, product = _panels(w_hh, dh, len(dy))
@@ -302,7 +303,7 @@ def _panels(weight: np.ndarray, result: np.ndarray, steps: int) -> tuple[np.ndar
 
 def _states(x0: np.ndarray, steps: int, reverse: bool) -> tuple[np.ndarray, ...]:
     """States of all steps with the first one filled in, and views: before and after each step."""
-    states = np.empty((steps + 1, *x0.shape), x0.dtype)
+    states = result((steps + 1, *x0.shape), x0.dtype)
     states[-1 if reverse else 0] = x0
     return (states, states[1:], states[:-1]) if reverse else (states, states[:-1], states[1:])
 

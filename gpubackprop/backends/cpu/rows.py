@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from gpubackprop.backends.cpu.shared import in_blocks
+from gpubackprop.backends.cpu.shared import in_blocks, result
 
 # Elements of a block, and how many are worth a thread.
 BLOCK, SHARE = 1 << 17, 1 << 18
@@ -44,7 +44,7 @@ def normalised(
     """
     rows, several, kept = _rows(x, axes)
     n = rows.shape[1]
-    y, mean = np.empty(rows.shape, x.dtype), np.zeros((len(rows), 1), x.dtype)
+    y, mean = result(x.shape, x.dtype).reshape(rows.shape), np.zeros((len(rows), 1), x.dtype)
     rstd = np.empty(len(rows), x.dtype)
     by, plus = _beside(weight, several), _beside(bias, several)
 
@@ -82,7 +82,7 @@ def cotangents(
     n = rows.shape[1]
     given, scale = np.ascontiguousarray(dy).reshape(rows.shape), rstd.reshape(-1, 1)
     middle = None if mean is None else mean.reshape(-1, 1)
-    by, dx = _beside(weight, several), np.empty(rows.shape, x.dtype)
+    by, dx = _beside(weight, several), result(x.shape, x.dtype).reshape(rows.shape)
     block, share = _sizes(n, several)
     sums = np.empty((-(-len(rows) // block), n), x.dtype)
 

@@ -6,7 +6,9 @@ any number of threads, and so is each bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,47 @@ ROW = 8192
 WORDS = {np.dtype(f"f{n}"): np.dtype(f"i{n}") for n in (2, 4, 8)}
 _ONE = np.int8(1)
 _ZEROS = {np.dtype(f"f{n}"): np.zeros(ROW, f"f{n}") for n in (4, 8)}
+
+
+class _Offer(threading.local):
+    arrays: list[np.ndarray] = []
+
+
+_OFFER = _Offer()
+
+
+def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory for a kernel's result: what the caller of :func:`written_to` wants it written to, if
+    that has the shape and lies in order, else new."""
+    for i, array in enumerate(_OFFER.arrays):
+        if array.shape == shape and array.dtype == dtype and array.flags.c_contiguous:
+            del _OFFER.arrays[i]
+            return array
+    return np.empty(shape, dtype)
+
+
+def result_like(x: np.ndarray) -> np.ndarray:
+    """:func:`result` with shape, dtype and layout of an array."""
+    for i, array in enumerate(_OFFER.arrays):
+        if array.shape == x.shape and array.dtype == x.dtype and array.strides == x.strides:
+            del _OFFER.arrays[i]
+            return array
+    return np.empty_like(x)
+
+
+def written_to(outs: Sequence[np.ndarray], kernel: Callable[..., Any], *args: Any) -> None:
+    """Call a kernel so that its results end in `outs`: written there where it asks for memory
+    through :func:`result`, copied otherwise."""
+    before = _OFFER.arrays
+    _OFFER.arrays = list(outs)
+    try:
+        found = kernel(*args)
+    finally:
+        _OFFER.arrays = before
+    several = found if isinstance(found, (tuple, list)) else (found,)
+    for out, value in zip(outs, [v for v in several if v is not None], strict=True):
+        if value is not out:
+            out[...] = value
 
 
 def in_blocks(
@@ -60,7 +103,7 @@ def relu(x: np.ndarray) -> np.ndarray | None:
 
     NumPy's maximum of two arrays is three times as fast as that of an array and a number.
     """
-    y = np.empty_like(x)
+    y = result_like(x)
     both = flat(x, y)
     if both is None:
         return None
@@ -80,7 +123,7 @@ def relu(x: np.ndarray) -> np.ndarray | None:
 
 def relu_backward(dy: np.ndarray, y: np.ndarray, zero: np.ndarray) -> np.ndarray | None:
     """dy where y > 0, else 0; None where the arrays lie differently in memory."""
-    dx = np.empty_like(dy)
+    dx = result_like(dy)
     three = flat(dy, y, dx)
     if three is None:
         return None
@@ -96,7 +139,7 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, zero: np.ndarray) -> np.ndarray
 
 def masked(condition: np.ndarray, kept: bool, x: np.ndarray) -> np.ndarray:
     """`x` where the booleans `condition` are `kept`, and 0.0 elsewhere."""
-    y = np.empty_like(x)
+    y = result_like(x)
     both = flat(x, y) if condition.flags.c_contiguous and x.flags.c_contiguous else None
     if both is None:
         _choose(condition, kept, x, y)

@@ -111,6 +111,11 @@ class CUDABackend(
         high = sum(max(0, (n - 1) * s) for n, s in zip(owner.shape, owner.strides, strict=True))
         return first + low, first + high + (owner.itemsize if owner.size else 0)
 
+    def view_at(self, owner: Any, offset: int, shape: Shape, strides: Shape, dtype: Any) -> Array:
+        low, _ = self.extent(owner)
+        memory = owner.data + (low - int(owner.data.ptr) + offset)
+        return self.xp.ndarray(shape, dtype, memory, strides)
+
     def to_numpy(self, x: Array) -> np.ndarray:
         return self.xp.asnumpy(x)
 
