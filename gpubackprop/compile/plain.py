@@ -46,6 +46,8 @@ def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | in
                 return made
         kernel = getattr(backend, call.kernel)
         if isinstance(kernel, np.ufunc) and not kwargs:
+            if call.kernel in ("maximum", "minimum"):  # NumPy asks for their `out` by name
+                return partial(kernel, *args, out=outs[0])
             return partial(kernel, *args, outs[0])
     if call.kernel in ("copy", "copyto"):
         target, source = args if call.kernel == "copyto" else (outs[0], args[0])

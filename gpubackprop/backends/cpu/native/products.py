@@ -1,0 +1,219 @@
+"""Native matrix products: each thread multiplies its part with the BLAS by itself."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpubackprop.backends.cpu.native.abi import doubles, floats, kernel, share
+from gpubackprop.backends.cpu.native.blas import sgemm
+from gpubackprop.backends.cpu.native.engine import Instruction
+from gpubackprop.backends.cpu.native.lowering import Site, lowers
+
+SERIAL = 150_000
+"""Multiply-adds of a product that is left to one thread."""
+
+
+@kernel
+def product(frame, part, parts):
+    """C = op(A) op(B), plus a row of biases where there is one, for matrices in rows.
+
+    Frame: trans_a, trans_b, m, n, k, A, lda, B, ldb, C, ldc, bias (0 for none), beta (0 or 1).
+    Parts share rows or columns of C, whichever are more.
+    """
+    trans_a, trans_b = frame[0], frame[1]
+    m, n, k = frame[2], frame[3], frame[4]
+    a, lda, b, ldb, c, ldc = frame[5], frame[6], frame[7], frame[8], frame[9], frame[10]
+    bias, beta = frame[11], frame[12]
+    top, bottom, left, right = np.int64(0), m, np.int64(0), n
+    if m >= n:
+        top, bottom = share(m, part, parts, 16)
+    else:
+        left, right = share(n, part, parts, 16)
+    rows, columns = bottom - top, right - left
+    if rows <= 0 or columns <= 0:
+        return
+    a += 4 * top * (1 if trans_a else lda)
+    b += 4 * left * (ldb if trans_b else 1)
+    c += 4 * (top * ldc + left)
+    sgemm(trans_a, trans_b, rows, columns, k, a, lda, b, ldb, beta, c, ldc)
+    if bias:
+        plus = floats(bias, n)[left:right]
+        for i in range(rows):
+            row = floats(c + 4 * i * ldc, columns)
+            for j in range(columns):
+                row[j] += plus[j]
+
+
+@kernel
+def batched_product(frame, part, parts):
+    """C[i, j] = op(A[i, j]) op(B[i, j]) for i < outer, j < inner; parts share the matrices.
+
+    Frame: trans_a, trans_b, m, n, k, A, lda, step_i, step_j, B, ldb, step_i, step_j, C, ldc,
+    step_i, step_j, outer, inner; steps in bytes.
+    """
+    trans_a, trans_b = frame[0], frame[1]
+    m, n, k = frame[2], frame[3], frame[4]
+    inner = frame[18]
+    start, stop = share(frame[17] * inner, part, parts, 1)
+    for z in range(start, stop):
+        i, j = z // inner, z % inner
+        sgemm(
+            trans_a, trans_b, m, n, k,
+            frame[5] + i * frame[7] + j * frame[8], frame[6],
+            frame[9] + i * frame[11] + j * frame[12], frame[10],
+            0.0, frame[13] + i * frame[15] + j * frame[16], frame[14],
+        )  # fmt: skip
+
+
+@kernel
+def inner_product(frame, part, parts):
+    """Each part's share of sum(x * y), in float64 over blocks of 4,096.
+
+    Frame: x, y, n, sums (parts,) float64. The blocks are the same for any number of parts; the
+    order in which their sums are added is not.
+    """
+    n = frame[2]
+    blocks = (n + 4095) // 4096
+    first, last = blocks * part // parts, blocks * (part + 1) // parts
+    total = 0.0
+    for block in range(first, last):
+        start = block * 4096
+        count = min(4096, n - start)
+        x, y = floats(frame[0] + 4 * start, count), floats(frame[1] + 4 * start, count)
+        some = np.float32(0)
+        for i in range(count):
+            some += x[i] * y[i]
+        total += some
+    doubles(frame[3], parts)[part] = total
+
+
+@kernel
+def add_sums(frame, part, parts):
+    """The float32 sum of float64 numbers. Frame: numbers, how many, result."""
+    sums = doubles(frame[0], frame[1])
+    total = 0.0
+    for i in range(sums.size):
+        total += sums[i]
+    floats(frame[2], 1)[0] = total
+
+
+class Matrix(NamedTuple):
+    """How the BLAS sees a matrix: whether it is stored as its transpose, and the distance of two
+    stored rows in elements."""
+
+    transposed: int
+    ld: int
+
+
+def matrix(x: np.ndarray) -> Matrix | None:
+    """A float32 matrix (the last two axes) as the BLAS sees it; None where it cannot."""
+    (m, n), (s, t) = x.shape[-2:], x.strides[-2:]
+    if (t == 4 or n == 1) and (m == 1 or (s % 4 == 0 and s >= 4 * n)):
+        return Matrix(0, max(s // 4 if m > 1 else n, n, 1))
+    if (s == 4 or m == 1) and (n == 1 or (t % 4 == 0 and t >= 4 * m)):
+        return Matrix(1, max(t // 4 if n > 1 else m, m, 1))
+    return None
+
+
+def rows_of(x: np.ndarray) -> np.ndarray | None:
+    """An array as a matrix of its last axis, without a copy; None where its axes do not lie one
+    after the other."""
+    if x.ndim == 2:
+        return x
+    lead = [(n, s) for n, s in zip(x.shape[:-1], x.strides[:-1], strict=True) if n != 1]
+    for (_, outer), (n, s) in zip(lead, lead[1:], strict=False):
+        if outer != n * s:
+            return None
+    rows = 1
+    for n in x.shape[:-1]:
+        rows *= n
+    step = lead[-1][1] if lead else x.shape[-1] * x.itemsize
+    return np.lib.stride_tricks.as_strided(x, (rows, x.shape[-1]), (step, x.strides[-1]))
+
+
+def multiply(
+    a: np.ndarray, b: np.ndarray, c: np.ndarray, bias: np.ndarray | None = None, beta: int = 0
+) -> Instruction | None:
+    """The instruction for ``c = a @ b (+ bias) (+ beta c)`` on float32 matrices."""
+    left, right, out = matrix(a), matrix(b), matrix(c)
+    if left is None or right is None or out is None or (out.transposed and c.shape[0] > 1):
+        return None
+    (m, k), n = a.shape, b.shape[1]
+    if not m * n * k:
+        return None
+    slots = [left.transposed, right.transposed, m, n, k, a, left.ld, b, right.ld, c, out.ld]
+    slots += [0 if bias is None else bias, beta]
+    return Instruction(product, slots, parallel=m * n * k > SERIAL)
+
+
+def _single(*arrays: np.ndarray) -> bool:
+    return all(x.dtype == np.float32 for x in arrays)
+
+
+@lowers("linear")
+def lower_linear(
+    site: Site, outs: tuple[np.ndarray, ...], x: np.ndarray, weight: np.ndarray, bias: Any = None
+) -> list[Instruction] | None:
+    """x @ weight.T + bias: biases are added to the rows that a thread has just computed."""
+    y = outs[0]
+    if not _single(x, weight, y) or not x.shape:
+        return None
+    if bias is not None and not (_single(bias) and bias.flags.c_contiguous):
+        return None
+    a, c = rows_of(x), rows_of(y)
+    if a is None or c is None or x.ndim < 2:
+        return None
+    made = multiply(a, weight.T, c, bias)
+    return None if made is None else [made]
+
+
+@lowers("matmul")
+def lower_matmul(
+    site: Site, outs: tuple[np.ndarray, ...], x1: np.ndarray, x2: np.ndarray
+) -> list[Instruction] | None:
+    """Products of matrices, of stacks of them, and of vectors."""
+    y = outs[0]
+    if not _single(x1, x2, y) or not x1.size or not x2.size:
+        return None
+    if x1.ndim == x2.ndim == 1:
+        if not (x1.flags.c_contiguous and x2.flags.c_contiguous):
+            return None
+        many = x1.size > 32768
+        sums = site.scratch((site.parts if many else 1,), np.float64)
+        return [
+            Instruction(inner_product, [x1, x2, x1.size, sums], parallel=many),
+            Instruction(add_sums, [sums, sums.size, y], parallel=False),
+        ]
+    if x1.ndim == 1:
+        x1, y = x1[None, :], y[..., None, :]
+    if x2.ndim == 1:
+        x2, y = x2[:, None], y[..., None]
+    if x2.ndim == 2:
+        a, c = rows_of(x1), rows_of(y)
+        if a is not None and c is not None:
+            made = multiply(a, x2, c)
+            return None if made is None else [made]
+    return _batched(x1, x2, y)
+
+
+def _batched(x1: np.ndarray, x2: np.ndarray, y: np.ndarray) -> list[Instruction] | None:
+    lead = y.shape[:-2]
+    if len(lead) > 2:
+        return None
+    a = np.broadcast_to(x1, (*lead, *x1.shape[-2:]))
+    b = np.broadcast_to(x2, (*lead, *x2.shape[-2:]))
+    left, right, out = matrix(x1), matrix(x2), matrix(y)
+    if left is None or right is None or out is None or out.transposed:
+        return None
+
+    def steps(x: np.ndarray) -> list[int]:
+        return [0] * (2 - len(lead)) + list(x.strides[: len(lead)])
+
+    m, n, k = a.shape[-2], b.shape[-1], a.shape[-1]
+    count = int(np.prod(lead))
+    slots = [left.transposed, right.transposed, m, n, k, a, left.ld, *steps(a)]
+    slots += [b, right.ld, *steps(b), y, out.ld, *steps(y)]
+    slots += [lead[0] if len(lead) == 2 else 1, lead[-1] if lead else 1]
+    return [Instruction(batched_product, slots, parallel=count * m * n * k > SERIAL)]
