@@ -22,8 +22,8 @@ Lower = Callable[..., Sequence[Instruction] | None]
 MODULES = (
     "products",
     "updates",
-    "reductions",
     "chains",
+    "reductions",
     "rows",
     "indexing",
     "random",
