@@ -43,7 +43,7 @@ _COMMON: dict[str, Any] = {"error_model": "numpy", "cache": True}
 EXACT: dict[str, Any] = {**_COMMON, "fastmath": {"contract"}}
 """Options of functions whose order of operations counts."""
 FAST: dict[str, Any] = {**_COMMON, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
-"""Options of functions whose sums may be taken in any order; NaN and infinity keep their meaning."""
+"""Options of functions whose sums may be taken in any order. NaN and infinity stay."""
 
 
 class Kernel:

@@ -65,8 +65,8 @@ def table(out: Any, operands: Sequence[Any]) -> Table | None:
 
 def _kind(x: Any, out: Any, order: list[int], shape: list[int]) -> tuple[str | None, int | None]:
     count = 1
-    for n in x.shape:
-        count *= n
+    for n, s in zip(x.shape, x.strides, strict=True):
+        count *= n if s else 1
     if count == 1:
         return SCALAR, None
     lead = len(out.shape) - len(x.shape)
