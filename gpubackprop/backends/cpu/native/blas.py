@@ -70,6 +70,9 @@ def available() -> bool:
     return True
 
 
+available()  # before any kernel is compiled, or loaded from the cache
+
+
 @contextmanager
 def single_threaded() -> Iterator[None]:
     """The BLAS uses one thread within the block. This is a setting of the whole process."""

@@ -220,7 +220,7 @@ def folder() -> Path:
 
 
 def _kernel(text: str) -> Kernel:
-    name = "chain_" + hashlib.sha256(text.encode()).hexdigest()[:20]
+    name = "gpubackprop_loop_" + hashlib.sha256(text.encode()).hexdigest()[:20]
     path = folder() / f"{name}.py"
     if not path.exists():
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -230,6 +230,7 @@ def _kernel(text: str) -> Kernel:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where the machine code that was kept looks for its globals
     spec.loader.exec_module(module)
     made = Kernel(module.chain, abi.FAST)
     made.name = name

@@ -133,6 +133,19 @@ def rows_of(x: np.ndarray) -> np.ndarray | None:
     return np.lib.stride_tricks.as_strided(x, (rows, x.shape[-1]), (step, x.strides[-1]))
 
 
+def in_rows(site: Site, x: np.ndarray) -> tuple[list[Instruction], np.ndarray | None]:
+    """An array as a matrix of its last axis; where its axes do not lie one after the other, it is
+    copied first."""
+    rows = rows_of(x)
+    if rows is not None:
+        return [], rows
+    from gpubackprop.backends.cpu.native.reductions import copy_instruction
+
+    spread = site.scratch(x.shape)
+    made = copy_instruction(spread, x)
+    return ([], None) if made is None else ([made], spread.reshape(-1, x.shape[-1]))
+
+
 def multiply(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, bias: np.ndarray | None = None, beta: int = 0
 ) -> Instruction | None:
@@ -162,11 +175,12 @@ def lower_linear(
         return None
     if bias is not None and not (_single(bias) and bias.flags.c_contiguous):
         return None
-    a, c = rows_of(x), rows_of(y)
-    if a is None or c is None or x.ndim < 2:
+    c = rows_of(y)
+    if c is None or x.ndim < 2:
         return None
-    made = multiply(a, weight.T, c, bias)
-    return None if made is None else [made]
+    before, a = in_rows(site, x)
+    made = None if a is None else multiply(a, weight.T, c, bias)
+    return None if made is None else [*before, made]
 
 
 @lowers("matmul")
@@ -191,10 +205,11 @@ def lower_matmul(
     if x2.ndim == 1:
         x2, y = x2[:, None], y[..., None]
     if x2.ndim == 2:
-        a, c = rows_of(x1), rows_of(y)
-        if a is not None and c is not None:
-            made = multiply(a, x2, c)
-            return None if made is None else [made]
+        c = rows_of(y)
+        if c is not None:
+            before, a = in_rows(site, x1)
+            made = None if a is None else multiply(a, x2, c)
+            return None if made is None else [*before, made]
     return _batched(x1, x2, y)
 
 
