@@ -1,213 +1,41 @@
-"""Native convolutions of images with channels last.
-
-Images are dealt to the threads in blocks whose columns (every window of every pixel, written out)
-stay in a core's cache; each block is one product by the BLAS. Where a window holds few numbers, such
-as a first layer's, the products are too thin for that, and each pixel's window is multiplied
-directly. The weight is packed as (kernel rows, kernel columns, channels, outputs) first.
-"""
+"""Native convolutions of images with channels last: which calls the kernels of
+``convolution_kernels.py`` and ``column_kernels.py`` serve. A convolution along one axis is one of
+images of one line."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpubackprop.backends.array_backend import windows_along
-from gpubackprop.backends.cpu.native.abi import floats, inline, kernel, share
-from gpubackprop.backends.cpu.native.blas import sgemm
+from gpubackprop.backends.convolution import Padding
+from gpubackprop.backends.cpu.native import column_kernels as columns
+from gpubackprop.backends.cpu.native import convolution_kernels as kernels
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
-from gpubackprop.backends.cpu.native.pooling import lower_max_pool
+from gpubackprop.backends.cpu.native.pooling import window_slots
 from gpubackprop.backends.cpu.native.reductions import copy_instruction
+from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST, whole
 
-f32 = np.float32
+Outs = tuple[np.ndarray, ...]
+Shape = tuple[int, ...]
+Instructions = list[Instruction] | None
+
+SERIAL = 100_000
+"""Multiply-adds that are left to one thread."""
+ROWS = 128
+"""Pixels that a block has at least: short sums and few rows waste time at their ends."""
+CACHED = 3 << 18
+"""Bytes of a weight that a core keeps near: wider ones are read too often by tiles, and are left to
+the BLAS, with copies of all windows."""
 COLUMNS = 1 << 17
-"""Elements of the columns of a block: half a megabyte."""
-THIN = 32
-"""Windows of up to so many numbers are multiplied directly."""
-
-# Frame slots 0 to 17: N, H, W, C, O, kernel (2), stride (2), dilation (2), before (2), out (2),
-# images of a block, weight, thin; then the arrays of each kernel.
-
-
-@inline
-def fill_columns(frame, image, columns):
-    """Every window of an image at an address, one row for each pixel of the result."""
-    h, w, c, kh, kw = frame[1], frame[2], frame[3], frame[5], frame[6]
-    sh, sw, dh, dw = frame[7], frame[8], frame[9], frame[10]
-    ph, pw, oh, ow = frame[11], frame[12], frame[13], frame[14]
-    width = kh * kw * c
-    span = kw * c
-    for y in range(oh):
-        for x in range(ow):
-            row = columns + 4 * (y * ow + x) * width
-            left = x * sw - pw
-            for i in range(kh):
-                at = y * sh + i * dh - ph
-                target = floats(row + 4 * i * span, span)
-                if at < 0 or at >= h:
-                    for k in range(span):
-                        target[k] = 0
-                elif dw == 1 and left >= 0 and left + kw <= w:
-                    source = floats(image + 4 * (at * w + left) * c, span)
-                    for k in range(span):
-                        target[k] = source[k]
-                else:
-                    for j in range(kw):
-                        across = left + j * dw
-                        some = target[j * c : (j + 1) * c]
-                        if across < 0 or across >= w:
-                            for k in range(c):
-                                some[k] = 0
-                        else:
-                            source = floats(image + 4 * (at * w + across) * c, c)
-                            for k in range(c):
-                                some[k] = source[k]
-
-
-@inline
-def add_columns_to(frame, image, columns):
-    """The transpose of ``fill_columns``: each window added where it was read."""
-    h, w, c, kh, kw = frame[1], frame[2], frame[3], frame[5], frame[6]
-    sh, sw, dh, dw = frame[7], frame[8], frame[9], frame[10]
-    ph, pw, oh, ow = frame[11], frame[12], frame[13], frame[14]
-    width = kh * kw * c
-    span = kw * c
-    for y in range(oh):
-        for x in range(ow):
-            row = columns + 4 * (y * ow + x) * width
-            left = x * sw - pw
-            for i in range(kh):
-                at = y * sh + i * dh - ph
-                if at < 0 or at >= h:
-                    continue
-                source = floats(row + 4 * i * span, span)
-                if dw == 1 and left >= 0 and left + kw <= w:
-                    target = floats(image + 4 * (at * w + left) * c, span)
-                    for k in range(span):
-                        target[k] += source[k]
-                else:
-                    for j in range(kw):
-                        across = left + j * dw
-                        if across >= 0 and across < w:
-                            target = floats(image + 4 * (at * w + across) * c, c)
-                            some = source[j * c : (j + 1) * c]
-                            for k in range(c):
-                                target[k] += some[k]
-
-
-@kernel
-def convolve(frame, part, parts):
-    """y = conv(x, weight) + bias, and max(y, 0) with the flag. Frame: as above, then x, bias (0 for
-    none), y, columns (a block for each part), flag."""
-    n, c, o, each = frame[0], frame[3], frame[4], frame[15]
-    pixels, width = frame[13] * frame[14], frame[5] * frame[6] * c
-    start, stop = share(n, part, parts, 1)
-    columns = frame[21] + 4 * part * each * pixels * width
-    bias = floats(frame[19] if frame[19] else frame[16], o)
-    for first in range(start, stop, each):
-        count = min(each, stop - first)
-        for i in range(count):
-            image = frame[18] + 4 * (first + i) * frame[1] * frame[2] * c
-            fill_columns(frame, image, columns + 4 * i * pixels * width)
-        y = frame[20] + 4 * first * pixels * o
-        if frame[17]:
-            weight = frame[16]
-            for r in range(count * pixels):
-                row, seen = floats(y + 4 * r * o, o), floats(columns + 4 * r * width, width)
-                for j in range(o):
-                    row[j] = 0
-                for t in range(width):
-                    a, taps = seen[t], floats(weight + 4 * t * o, o)
-                    for j in range(o):
-                        row[j] += a * taps[j]
-        else:
-            sgemm(0, 0, count * pixels, o, width, columns, width, frame[16], o, 0.0, y, o)
-        if frame[19] or frame[22]:
-            for r in range(count * pixels):
-                row = floats(y + 4 * r * o, o)
-                if frame[19] and frame[22]:
-                    for j in range(o):
-                        v = row[j] + bias[j]
-                        row[j] = f32(0) if v < 0 else v
-                elif frame[19]:
-                    for j in range(o):
-                        row[j] += bias[j]
-                else:
-                    for j in range(o):
-                        row[j] = f32(0) if row[j] < 0 else row[j]
-
-
-@kernel
-def convolve_back(frame, part, parts):
-    """dx = conv_transpose(dy, weight). Frame: as above, then dy, dx, columns."""
-    n, c, o, each = frame[0], frame[3], frame[4], frame[15]
-    pixels, width = frame[13] * frame[14], frame[5] * frame[6] * c
-    size = frame[1] * frame[2] * c
-    start, stop = share(n, part, parts, 1)
-    columns = frame[20] + 4 * part * each * pixels * width
-    for first in range(start, stop, each):
-        count = min(each, stop - first)
-        dy = frame[18] + 4 * first * pixels * o
-        sgemm(0, 1, count * pixels, width, o, dy, o, frame[16], o, 0.0, columns, width)
-        for i in range(count):
-            image = frame[19] + 4 * (first + i) * size
-            zeros = floats(image, size)
-            for k in range(size):
-                zeros[k] = 0
-            add_columns_to(frame, image, columns + 4 * i * pixels * width)
-
-
-@kernel
-def weigh(frame, part, parts):
-    """Each part's sum of the weight's gradient over its images. Frame: as above, then x, dy,
-    columns, sums (parts, kernel, C, O)."""
-    n, c, o, each = frame[0], frame[3], frame[4], frame[15]
-    pixels, width = frame[13] * frame[14], frame[5] * frame[6] * c
-    start, stop = share(n, part, parts, 1)
-    columns = frame[20] + 4 * part * each * pixels * width
-    sums = frame[21] + 4 * part * width * o
-    total = floats(sums, width * o)
-    for k in range(width * o):
-        total[k] = 0
-    for first in range(start, stop, each):
-        count = min(each, stop - first)
-        for i in range(count):
-            image = frame[18] + 4 * (first + i) * frame[1] * frame[2] * c
-            fill_columns(frame, image, columns + 4 * i * pixels * width)
-        dy = frame[19] + 4 * first * pixels * o
-        if frame[17]:
-            for r in range(count * pixels):
-                row, seen = floats(dy + 4 * r * o, o), floats(columns + 4 * r * width, width)
-                for t in range(width):
-                    a, taps = seen[t], floats(sums + 4 * t * o, o)
-                    for j in range(o):
-                        taps[j] += a * row[j]
-        else:
-            sgemm(1, 0, width, o, count * pixels, columns, width, dy, o, 1.0, sums, o)
-
-
-@kernel
-def add_weights(frame, part, parts):
-    """dw[o, c, i, j] = the sum of the parts. Frame: sums, count, O, C, kernel (2), dw, its strides
-    (4, bytes)."""
-    o, c, kh, kw = frame[2], frame[3], frame[4], frame[5]
-    width = kh * kw * c
-    for p in range(1, frame[1]):
-        a, b = floats(frame[0], width * o), floats(frame[0] + 4 * p * width * o, width * o)
-        for k in range(width * o):
-            a[k] += b[k]
-    for i in range(kh):
-        for j in range(kw):
-            for u in range(c):
-                row = floats(frame[0] + 4 * ((i * kw + j) * c + u) * o, o)
-                at = frame[6] + u * frame[8] + i * frame[9] + j * frame[10]
-                for t in range(o):
-                    floats(at + t * frame[7], 1)[0] = row[t]
+"""Numbers of the windows of a block that are copied."""
 
 
 class Sizes(NamedTuple):
-    """The sizes that a convolution's frame begins with."""
+    """The sizes of a convolution without groups along two axes."""
 
     n: int
     h: int
@@ -218,6 +46,7 @@ class Sizes(NamedTuple):
     stride: tuple[int, int]
     dilation: tuple[int, int]
     before: tuple[int, int]
+    framed: tuple[int, int]
     out: tuple[int, int]
 
     @property
@@ -226,167 +55,317 @@ class Sizes(NamedTuple):
         return self.out[0] * self.out[1]
 
     @property
+    def places(self) -> int:
+        """Places of the kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
     def width(self) -> int:
         """Numbers in a window."""
-        return self.kernel[0] * self.kernel[1] * self.c
+        return self.places * self.c
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds."""
+        return self.n * self.pixels * self.width * self.o
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several threads shall work."""
+        return self.n > 1 and self.work > SERIAL
+
+    @property
+    def pads(self) -> bool:
+        """Whether windows look outside of the image."""
+        return self.framed != (self.h, self.w)
 
     @property
     def each(self) -> int:
         """Images of a block."""
-        return max(1, min(COLUMNS // max(self.pixels * self.width, 1), self.n))
+        return min(self.n, -(-ROWS // self.pixels))
 
-    def slots(self, weight: Any) -> list[Any]:
-        """The first slots of a frame."""
-        pairs = (self.kernel, self.stride, self.dilation, self.before, self.out)
-        flat = [k for pair in pairs for k in pair]
-        return [self.n, self.h, self.w, self.c, self.o, *flat, self.each, weight, self.thin]
+    def window_offsets(self, pitch: int) -> np.ndarray:
+        """Where the windows of a block begin in its framed images of `pitch` channels; bytes."""
+        (sh, sw), (h, w) = self.stride, self.framed
+        i, y, x = np.ogrid[: self.each, : self.out[0], : self.out[1]]
+        return _bytes((i * h * w + y * sh * w + x * sw) * pitch)
+
+    def place_offsets(self, pitch: int) -> np.ndarray:
+        """Where the places of the kernel are in a window; bytes."""
+        i, j = np.ogrid[: self.kernel[0], : self.kernel[1]]
+        return _bytes((i * self.dilation[0] * self.framed[1] + j * self.dilation[1]) * pitch)
+
+    def number_offsets(self) -> np.ndarray:
+        """Where the numbers of a window are; bytes."""
+        return (self.place_offsets(self.c)[:, None] + 4 * np.arange(self.c)).reshape(-1)
+
+    def slots(self, site: Site, row: Any, memory: bool) -> list[Any]:
+        """The first slots of a frame for ``convolution_kernels``."""
+        sizes = [self.n, self.each, self.h, self.w, self.c, *self.framed, *self.before]
+        sizes += [self.pixels, self.o, whole(self.o), self.width]
+        frame: Any = 0
+        if memory and self.pads:
+            frame = site.scratch((site.parts, self.each, *self.framed, self.c))
+        return [*sizes, self.window_offsets(self.c), self.number_offsets(), row, frame]
 
     @property
-    def thin(self) -> bool:
-        """Whether windows are multiplied directly."""
-        return self.width <= THIN
+    def block(self) -> int:
+        """Images of a block whose windows are copied."""
+        return max(1, min(COLUMNS // (self.pixels * self.width), self.n))
+
+    def column_slots(self, weight: Any) -> list[Any]:
+        """The first slots of a frame for ``column_kernels``."""
+        pairs = (self.kernel, self.stride, self.dilation, self.before, self.out)
+        flat = [k for pair in pairs for k in pair]
+        return [self.n, self.h, self.w, self.c, self.o, *flat, self.block, weight]
+
+    def columns(self, site: Site) -> np.ndarray:
+        """Memory for windows."""
+        return site.scratch((site.parts, self.block, self.pixels, self.width))
 
 
-def _sizes(
-    shape: Any, kernel: Any, outputs: int, stride: Any, padding: Any, dilation: Any, groups: int
+def _bytes(offsets: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(offsets, np.int64).reshape(-1) * 4
+
+
+def sizes_of(
+    image: Shape,
+    outputs: int,
+    kernel: Shape,
+    stride: Shape,
+    padding: Padding,
+    dilation: Shape,
+    groups: int,
 ) -> Sizes | None:
-    """Of a 1-d or 2-d convolution without groups; a 1-d one is an image of one row."""
-    if groups != 1 or len(shape) not in (3, 4):
+    """Sizes of a convolution of images (N, *spatial, C); None where it is not served."""
+    if groups != 1 or len(image) not in (3, 4) or len(kernel) != len(image) - 2:
         return None
-    n, *spatial, c = shape
-    one = len(spatial) == 1
+    one = len(kernel) == 1
 
-    def pair(values: Any, first: Any) -> Any:
+    def pair(values: Sequence[Any], first: Any) -> Any:
         return (first, *values) if one else tuple(values)
 
-    (h, w), (kh, kw) = pair(spatial, 1), pair(kernel, 1)
-    (sh, sw), (dh, dw) = pair(stride, 1), pair(dilation, 1)
-    (top, bottom), (left, right) = pair(padding, (0, 0))
-    padded = (h + top + bottom, w + left + right)
+    h, w = pair(image[1:-1], 1)
+    edges = pair(padding, (0, 0))
+    framed = (h + sum(edges[0]), w + sum(edges[1]))
+    steps = (pair(kernel, 1), pair(stride, 1), pair(dilation, 1))
     try:
-        out = windows_along(padded, (kh, kw), (sh, sw), (dh, dw))
+        out = windows_along(framed, *steps)
     except ValueError:
         return None
-    if not (n * c * outputs * out[0] * out[1] * kh * kw):
+    s = Sizes(
+        image[0],
+        h,
+        w,
+        image[-1],
+        outputs,
+        *steps,
+        (edges[0][0], edges[1][0]),
+        framed,
+        (out[0], out[1]),
+    )
+    negative = any(e < 0 for edge in edges for e in edge)
+    return None if negative or s.work <= 0 else s
+
+
+def in_order(site: Site, x: np.ndarray) -> tuple[list[Instruction], np.ndarray | None]:
+    """A float32 array in C order, copied where it is not."""
+    if x.dtype != np.float32:
+        return [], None
+    if x.flags.c_contiguous:
+        return [], x
+    copy = site.scratch(x.shape)
+    made = copy_instruction(copy, x)
+    return ([], None) if made is None else ([made], copy)
+
+
+def _pair_strides(weight: np.ndarray) -> tuple[int, int, int, int]:
+    """Strides of a weight by output, channel, and kernel (2)."""
+    s = weight.strides
+    return (s[0], s[1], 0, s[2]) if weight.ndim == 3 else (s[0], s[1], s[2], s[3])
+
+
+def _window_strides(s: Sizes, weight: np.ndarray) -> np.ndarray:
+    """Where the numbers of a window, (kernel, C), are in a weight; bytes."""
+    _, channel, row, column = _pair_strides(weight)
+    i, j, c = np.ogrid[: s.kernel[0], : s.kernel[1], : s.c]
+    return np.ascontiguousarray(i * row + j * column + c * channel, np.int64).reshape(-1)
+
+
+def _packed(site: Site, s: Sizes, weight: np.ndarray, pitch: int) -> tuple[Any, Instruction]:
+    """A weight as (kernel, C, O) with `pitch` numbers in a row, and what packs it."""
+    packed = site.scratch((s.width, pitch))
+    offsets = _window_strides(s, weight)
+    slots = [s.width, s.o, pitch, weight, offsets, weight.strides[0], packed]
+    return packed, Instruction(kernels.pack, slots, parallel=packed.size > 4096)
+
+
+def _packed_back(site: Site, s: Sizes, weight: np.ndarray, pitch: int) -> tuple[Any, Instruction]:
+    """A weight as (kernel, O, C) with `pitch` numbers in a row, and what packs it."""
+    packed = site.scratch((s.places * s.o, pitch))
+    output, channel, row, column = _pair_strides(weight)
+    i, j, o = np.ogrid[: s.kernel[0], : s.kernel[1], : s.o]
+    offsets = np.ascontiguousarray(i * row + j * column + o * output, np.int64).reshape(-1)
+    slots = [len(offsets), s.c, pitch, weight, offsets, channel, packed]
+    return packed, Instruction(kernels.pack, slots, parallel=packed.size > 4096)
+
+
+def _convolve(
+    site: Site, outs: Outs, x: np.ndarray, weight: Any, bias: Any, options: Any, relu: bool,
+    pooling: list[Any] | None = None,
+) -> Instructions:  # fmt: skip
+    """conv, with what is to follow it in the same pass."""
+    y = outs[0]
+    before, x0 = in_order(site, x)
+    s = sizes_of(x.shape, weight.shape[0], weight.shape[2:], *options)
+    if s is None or x0 is None or weight.dtype != np.float32 or not fit(y):
         return None
-    return Sizes(n, h, w, c, outputs, (kh, kw), (sh, sw), (dh, dw), (top, left), (out[0], out[1]))
-
-
-def _packed(site: Site, weight: np.ndarray) -> tuple[np.ndarray, Instruction] | None:
-    """The weight as (kernel, C, O), and the instruction that packs it."""
-    spatial = tuple(range(2, weight.ndim))
-    turned = weight.transpose(*spatial, 1, 0)
-    packed = site.scratch(turned.shape)
-    made = copy_instruction(packed, turned)
-    return None if made is None else (packed, made)
-
-
-def _work(s: Sizes) -> bool:
-    """Whether a convolution is worth several threads."""
-    return s.n > 1 and s.n * s.pixels * s.width * s.o > 100_000
-
-
-def lower_conv_with(
-    site: Site, outs: Any, x: Any, weight: Any, bias: Any, options: Any, relu: bool
-) -> list[Instruction] | None:
-    """Convolution, bias and, if asked for, max(y, 0)."""
-    present = [a for a in (x, bias, outs[0]) if a is not None]
-    if not fit(*present) or weight.dtype != np.float32:
+    if bias is not None and not fit(bias):
         return None
-    s = _sizes(x.shape, weight.shape[2:], weight.shape[0], *options)
-    packed = None if s is None else _packed(site, weight)
-    if s is None or packed is None:
-        return None
-    columns = site.scratch((site.parts, s.each, s.pixels, s.width))
-    slots = [*s.slots(packed[0]), x, 0 if bias is None else bias, outs[0], columns, relu]
-    return [packed[1], Instruction(convolve, slots, parallel=_work(s))]
+    pitch = whole(s.o)
+    if s.width * min(pitch, WIDEST * LANES) * 4 > CACHED:
+        return (
+            None if pooling is not None else _by_columns(site, s, before, x0, weight, bias, y, relu)
+        )
+    packed, first = _packed(site, s, weight, pitch)
+    row = site.scratch(pitch)
+    plus = Instruction(
+        kernels.pack_row, [0 if bias is None else bias, s.o, pitch, row], parallel=False, wait=False
+    )
+    direct = pooling is None and pitch == s.o
+    memory = 0 if direct else site.scratch((site.parts, s.each, s.pixels, pitch))
+    rows = _bytes(np.arange(s.each * s.pixels) * pitch)
+    slots = [*s.slots(site, row, True), x0, packed, y, memory, rows, relu]
+    slots += [0] if pooling is None else [outs[1], *pooling]
+    return [*before, first, plus, Instruction(kernels.convolve, slots, parallel=s.parallel)]
+
+
+def _by_columns(
+    site: Site, s: Sizes, before: Any, x: Any, weight: Any, bias: Any, y: Any, relu: bool
+) -> Instructions:
+    packed, first = _packed(site, s, weight, s.o)
+    slots = [*s.column_slots(packed), x, 0 if bias is None else bias, y, s.columns(site), relu]
+    return [*before, first, Instruction(columns.convolve, slots, parallel=s.parallel)]
 
 
 @lowers("conv")
 def lower_conv(
-    site: Site, outs: Any, x: Any, weight: Any, bias: Any, *options: Any
-) -> list[Instruction] | None:
-    """1-d and 2-d convolutions without groups."""
-    return lower_conv_with(site, outs, x, weight, bias, options, False)
+    site: Site, outs: Outs, x: Any, weight: Any, bias: Any, *options: Any
+) -> Instructions:
+    """Convolutions without groups along one or two axes."""
+    return _convolve(site, outs, x, weight, bias, options, False)
 
 
 @lowers("conv_relu")
 def lower_conv_relu(
-    site: Site, outs: Any, x: Any, weight: Any, bias: Any, *options: Any
-) -> list[Instruction] | None:
+    site: Site, outs: Outs, x: Any, weight: Any, bias: Any, *options: Any
+) -> Instructions:
     """``conv_relu(x, weight, bias, stride, padding, dilation, groups) -> y``: max(conv(...), 0),
     the arguments being those of ``conv``; y (N, *out, O) in C order."""
-    return lower_conv_with(site, outs, x, weight, bias, options, True)
+    return _convolve(site, outs, x, weight, bias, options, True)
 
 
 @lowers("conv_relu_pool")
 def lower_conv_relu_pool(
     site: Site,
-    outs: Any,
+    outs: Outs,
     x: Any,
     weight: Any,
     bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    stride: Shape,
+    padding: Padding,
+    dilation: Shape,
     groups: int,
-    pool_kernel: Any,
-    pool_stride: Any,
-    pool_padding: Any,
-    pool_dilation: Any,
+    pool_kernel: Shape,
+    pool_stride: Shape,
+    pool_padding: Shape,
+    pool_dilation: Shape,
     ceil: bool = False,
-) -> list[Instruction] | None:
+) -> Instructions:
     """``conv_relu_pool(x, weight, bias, stride, padding, dilation, groups, pool_kernel,
     pool_stride, pool_padding, pool_dilation, ceil) -> (y, winner)``: the two results of
     ``max_pool(max(conv(x, weight, bias, stride, padding, dilation, groups), 0), pool_kernel,
     pool_stride, pool_padding, pool_dilation, ceil)``, both in C order, winner in uint8. What is
     between is not kept."""
     options = (stride, padding, dilation, groups)
-    s = _sizes(x.shape, weight.shape[2:], weight.shape[0], *options)
-    if s is None:
+    y, winner = outs
+    s = sizes_of(x.shape, weight.shape[0], weight.shape[2:], *options)
+    if s is None or not y.size or not fit(winner, dtype=np.uint8):
         return None
-    between = site.scratch((s.n, *s.out[2 - len(pool_kernel) :], s.o))
-    first = lower_conv_with(site, (between,), x, weight, bias, options, True)
-    pooled = (pool_kernel, pool_stride, pool_padding, pool_dilation, ceil)
-    then = lower_max_pool(site, outs, between, *pooled)
+    between = (s.n, *s.out[2 - len(pool_kernel) :], s.o)
+    windows = (pool_kernel, pool_stride, pool_padding, pool_dilation)
+    pooling = window_slots(between, y.shape, *windows)
+    if pooling is None:
+        return None
+    made = _convolve(site, outs, x, weight, bias, options, True, pooling)
+    if made is not None:
+        return made
+    from gpubackprop.backends.cpu.native.pooling import lower_max_pool
+
+    result = site.scratch(between)
+    first = _convolve(site, (result,), x, weight, bias, options, True)
+    then = lower_max_pool(site, outs, result, *windows, ceil)
     return None if first is None or then is None else [*first, *then]
 
 
 @lowers("conv_transpose")
 def lower_conv_transpose(
-    site: Site, outs: Any, dy: Any, weight: Any, spatial: Any, *options: Any
-) -> list[Instruction] | None:
+    site: Site, outs: Outs, dy: Any, weight: Any, spatial: Shape, *options: Any
+) -> Instructions:
     """The cotangent of a convolution's image."""
-    if not fit(dy, outs[0]) or weight.dtype != np.float32:
+    dx = outs[0]
+    before, dy0 = in_order(site, dy)
+    s = sizes_of(dx.shape, weight.shape[0], weight.shape[2:], *options)
+    if s is None or dy0 is None or not fit(dx) or weight.dtype != np.float32:
         return None
-    s = _sizes(outs[0].shape, weight.shape[2:], weight.shape[0], *options)
-    packed = None if s is None else _packed(site, weight)
-    if s is None or packed is None or s.pixels * s.n * s.o != dy.size:
+    if s.n * s.pixels * s.o != dy.size:
         return None
-    columns = site.scratch((site.parts, s.each, s.pixels, s.width))
-    slots = [*s.slots(packed[0]), dy, outs[0], columns]
-    return [packed[1], Instruction(convolve_back, slots, parallel=_work(s))]
+    pitch = whole(s.c)
+    if s.o * s.places * pitch * 4 > 4 * CACHED or 2 * s.c < LANES:
+        packed, first = _packed(site, s, weight, s.o)
+        slots = [*s.column_slots(packed), dy0, dx, s.columns(site)]
+        return [*before, first, Instruction(columns.convolve_back, slots, parallel=s.parallel)]
+    packed, first = _packed_back(site, s, weight, pitch)
+    memory: Any = 0
+    if s.pads or pitch != s.c:
+        memory = site.scratch((site.parts, s.each, *s.framed, pitch))
+    slots = [*s.slots(site, 0, False), dy0, packed, dx, memory, pitch]
+    slots += [_bytes(np.arange(s.each * s.pixels) * s.o), s.window_offsets(pitch)]
+    slots += [_bytes(np.arange(s.o)), s.place_offsets(pitch), s.places]
+    return [*before, first, Instruction(kernels.convolve_back, slots, parallel=s.parallel)]
 
 
 @lowers("conv_weight")
 def lower_conv_weight(
-    site: Site, outs: Any, x: Any, dy: Any, kernel: Any, *options: Any
-) -> list[Instruction] | None:
-    """The cotangent of a convolution's weight; its sums are divided among the parts."""
+    site: Site, outs: Outs, x: Any, dy: Any, kernel: Shape, *options: Any
+) -> Instructions:
+    """The cotangent of a convolution's weight. Its sums are divided among the parts, and so depend
+    on how many there are."""
     dw = outs[0]
-    if not fit(x, dy) or dw.dtype != np.float32:
+    before, x0 = in_order(site, x)
+    more, dy0 = in_order(site, dy)
+    s = sizes_of(x.shape, dw.shape[0], kernel, *options)
+    if s is None or x0 is None or dy0 is None or dw.dtype != np.float32:
         return None
-    s = _sizes(x.shape, kernel, dw.shape[0], *options)
-    if s is None or s.pixels * s.n * s.o != dy.size:
+    if s.n * s.pixels * s.o != dy.size:
         return None
-    parallel = _work(s) and site.parts > 1
-    used = site.parts if parallel else 1
-    columns = site.scratch((site.parts, s.each, s.pixels, s.width))
-    sums = site.scratch((used, s.width, s.o))
-    strides = dw.strides if dw.ndim == 4 else (*dw.strides[:2], 0, dw.strides[2])
-    made = [*s.slots(0), x, dy, columns, sums]
-    end = [sums, used, s.o, s.c, *s.kernel, dw, *strides]
-    return [
-        Instruction(weigh, made, parallel=parallel),
-        Instruction(add_weights, end, parallel=False),
-    ]
+    pitch, used = whole(s.o), site.parts if s.parallel else 1
+    made: Instruction
+    if s.width * pitch * 4 > 2 * CACHED:
+        pitch = s.o
+        totals = site.scratch((used, s.width, pitch))
+        slots = [*s.column_slots(0), x0, dy0, s.columns(site), totals]
+        made = Instruction(columns.weigh, slots, parallel=s.parallel)
+    else:
+        sums = site.scratch((used, s.width, pitch))
+        totals = site.scratch((used, s.width, pitch))
+        row = site.scratch(pitch)
+        zeros = [0, s.o, pitch, row]
+        before = [*before, Instruction(kernels.pack_row, zeros, parallel=False, wait=False)]
+        memory = 0 if pitch == s.o else site.scratch((used, s.each, s.pixels, pitch))
+        slots = [*s.slots(site, row, True), x0, dy0, memory, sums, totals]
+        slots.append(_bytes(np.arange(s.width) * pitch))
+        made = Instruction(kernels.weigh, slots, parallel=s.parallel)
+    end = [totals, used, s.width, s.o, pitch, dw, dw.strides[0], _window_strides(s, dw)]
+    last = Instruction(kernels.add_weights, end, parallel=totals.size > 4096)
+    return [*before, *more, made, last]
