@@ -7,7 +7,7 @@ numbers are in the frame, so one compiled loop serves every place where the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,14 +23,16 @@ from gpubackprop.backends.cpu.native.expressions import (
     Node,
     Tracer,
     UnfitError,
+    cost,
     expression,
 )
-from gpubackprop.backends.cpu.native.generated import ChainSource, loop
-from gpubackprop.backends.cpu.native.layouts import Table, table
+from gpubackprop.backends.cpu.native.generated import ChainSource, Input, Output, loop
+from gpubackprop.backends.cpu.native.layouts import FLAT, Table, table
 from gpubackprop.backends.cpu.native.lowering import Site, lowers
+from gpubackprop.backends.cpu.native.mathematics import INFINITY, larger
 
-SERIAL = 1 << 13
-"""Elements that are left to one thread."""
+SERIAL = 2000.0
+"""Work that is left to one thread, in nanoseconds."""
 
 
 class Operand(NamedTuple):
@@ -49,11 +51,20 @@ class Step(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a chain writes: a step's values (``how`` is ``"flat"``), or their sum over the rows
-    (``"columns"``, one for each column), over the columns (``"rows"``) or over all (``"all"``)."""
+    """What a chain writes.
+
+    Attributes
+    ----------
+    step : whose values.
+    how : ``"flat"`` (all of them, in the table's order), or how they are reduced: to one for each
+        column (``"columns"``), one for each row (``"rows"``) or a single one (``"all"``). The array
+        of a reduction is C-contiguous, of any shape.
+    op : ``"sum"`` or ``"max"`` (NaN if there is one).
+    """
 
     step: int
     how: str
+    op: str = "sum"
 
 
 class Chain(NamedTuple):
@@ -86,6 +97,20 @@ def add_columns(frame, part, parts):
 
 
 @kernel
+def top_columns(frame, part, parts):
+    """out[j] = maximum over i of partial[i, j]. Frame: partial, count, columns, out."""
+    columns = frame[2]
+    left, right = share(columns, part, parts, 64)
+    out = floats(frame[3], columns)[left:right]
+    for j in range(out.size):
+        out[j] = -INFINITY
+    for i in range(frame[1]):
+        row = floats(frame[0] + 4 * i * columns, columns)[left:right]
+        for j in range(out.size):
+            out[j] = larger(out[j], row[j])
+
+
+@kernel
 def add_all(frame, part, parts):
     """out = sum of float64 partial sums. Frame: partial, count, out, whether out is an integer."""
     total = 0.0
@@ -98,19 +123,31 @@ def add_all(frame, part, parts):
         floats(frame[2], 1)[0] = np.float32(total)
 
 
-def traced(steps: Sequence[Step], dtypes: Sequence[np.dtype]) -> tuple[list[Node], list[Any]]:
-    """The expression of each step, and the numbers in them.
+@kernel
+def top_all(frame, part, parts):
+    """out = maximum of partial maxima. Frame: partial, count, out."""
+    most = floats(frame[0], frame[1])
+    top = -INFINITY
+    for i in range(most.size):
+        top = larger(top, most[i])
+    floats(frame[2], 1)[0] = top
+
+
+def traced(
+    steps: Sequence[Step], dtypes: Sequence[np.dtype]
+) -> tuple[list[Node], list[tuple[Any, np.dtype]]]:
+    """The expression of each step, and the numbers in them with the dtypes they are used as.
 
     Raises
     ------
     UnfitError
         A step cannot be compiled.
     """
-    constants: list[Any] = []
+    constants: list[tuple[Any, np.dtype]] = []
     tracer = Tracer(constants)
     if any(d not in (FLOAT, BOOL, INT) for d in dtypes):
         raise UnfitError("a dtype that is not compiled")
-    inputs = [Node("input", (i,), d) for i, d in enumerate(dtypes)]
+    inputs = [tracer.make("input", (i,), np.dtype(d)) for i, d in enumerate(dtypes)]
     nodes: list[Node] = []
 
     def value(a: Any) -> Any:
@@ -120,43 +157,80 @@ def traced(steps: Sequence[Step], dtypes: Sequence[np.dtype]) -> tuple[list[Node
 
     for step in steps:
         args = tuple(value(a) for a in step.args)
-        found = expression(step.kernel, args, {k: value(v) for k, v in step.kwargs}, tracer)
-        if not isinstance(found, Node):
-            raise UnfitError(f"{step.kernel} of nothing")
-        nodes.append(found)
+        nodes.append(expression(step.kernel, args, {k: value(v) for k, v in step.kwargs}, tracer))
     return nodes, constants
+
+
+def eligible(kernel_name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> bool:
+    """Whether a recorded call can be a step of a chain, as far as dtypes and numbers go.
+
+    Parameters
+    ----------
+    args, kwargs : the call's; arrays are anything with ``shape``, ``strides`` and ``dtype``.
+    out : what it makes.
+    """
+    inputs, step = _step(kernel_name, args, kwargs)
+    try:
+        nodes, _ = traced((step,), [x.dtype for x in inputs])
+    except UnfitError:
+        return False
+    return bool(nodes[0].dtype == out.dtype)
+
+
+def _writable(chain: Chain, nodes: Sequence[Node], outs: Sequence[np.ndarray]) -> bool:
+    """Whether the results can be computed, and have the dtypes of their arrays."""
+    for result, out in zip(chain.results, outs, strict=True):
+        wanted = nodes[result.step].dtype
+        if result.how != FLAT and (result.op == "max" or result.how != "all") and wanted != FLOAT:
+            return False
+        if result.how == "all" and wanted in COUNTS:
+            wanted = INT
+        if out.dtype != wanted or (result.how != FLAT and not out.flags.c_contiguous):
+            return False
+    return True
+
+
+def _apart(chain: Chain, inputs: Sequence[np.ndarray], outs: Sequence[np.ndarray]) -> bool:
+    """Whether no result lies over an input, unless it is the same elements in the same order."""
+    bounds = np.lib.array_utils.byte_bounds
+    for result, out in zip(chain.results, outs, strict=True):
+        low, high = bounds(out)
+        for kind, x in zip(chain.table.kinds, inputs, strict=True):
+            same = (
+                kind == result.how == FLAT and x.ctypes.data == low and x.itemsize == out.itemsize
+            )
+            first, last = bounds(x)
+            if first < high and low < last and not same:
+                return False
+    return True
 
 
 def lower_chain(
     site: Site, outs: Sequence[np.ndarray], inputs: Sequence[np.ndarray], chain: Chain
 ) -> list[Instruction] | None:
-    """The instructions of a chain.
+    """The instructions of a chain; None where its dtypes are not served, or a result lies over an
+    input in another order.
 
     Parameters
     ----------
     outs : one array per result.
-    inputs : the arrays that ``Operand("input", k)`` stands for.
+    inputs : the arrays that ``Operand("input", k)`` stands for, as ``chain.table`` describes them.
 
     Notes
     -----
     Sums over rows are taken in blocks of 32 rows, each part on its own rows (or, for wide tables,
-    columns); their order depends on the number of threads.
+    columns), sums over everything in float64; the order of sums depends on the number of threads
+    and on nothing else.
     """
-    rows, columns, kinds = chain.table
+    rows, columns, kinds, lengths, strides = chain.table
     try:
         nodes, constants = traced(chain.steps, [x.dtype for x in inputs])
     except UnfitError:
         return None
-    for result, out in zip(chain.results, outs, strict=True):
-        wanted = nodes[result.step].dtype
-        if result.how == "all" and wanted in COUNTS:
-            wanted = INT
-        elif result.how != "flat" and wanted != FLOAT:
-            return None
-        if out.dtype != wanted:
-            return None
-    size = rows * columns
-    parallel = size > SERIAL and site.parts > 1
+    if not _writable(chain, nodes, outs) or not _apart(chain, inputs, outs):
+        return None
+    work = rows * columns * cost([nodes[r.step] for r in chain.results])
+    parallel = work > SERIAL and site.parts > 1
     wide = rows < 2 * site.parts or columns >= 256 * site.parts
     if any(r.how == "rows" for r in chain.results):
         if wide and rows < 2 * site.parts:
@@ -167,50 +241,48 @@ def lower_chain(
     after: list[Instruction] = []
     places: dict[Any, int] = {}
 
-    def place(x: Any) -> int:
-        key = x.ctypes.data if isinstance(x, np.ndarray) else object()
+    def place(*values: Any) -> int:
+        slots.extend(values)
+        return len(slots) - len(values)
+
+    def shared(x: np.ndarray, kind: str) -> int:
+        key = (x.ctypes.data, x.dtype.char, kind)
         if key not in places:
-            places[key] = len(slots)
-            slots.append(x)
+            places[key] = place(x)
         return places[key]
 
-    arrays = [place(x) for x in inputs]
+    first = place(*lengths)
+    sources = []
+    for i, (kind, x) in enumerate(zip(kinds, inputs, strict=True)):
+        steps = place(*strides[i]) if strides and strides[i] else -1
+        at = shared(x, kind) if steps < 0 else place(x)
+        sources.append(Input(kind, x.dtype.char, at, steps))
     targets = []
-    for result, out in zip(chain.results, outs, strict=True):
-        if result.how == "columns":
-            block = site.scratch((used, columns))
+    for (step, how, op), out in zip(chain.results, outs, strict=True):
+        if how == "columns":
             direct = used == 1 or wide
             total = out if direct else site.scratch((used, columns))
-            targets.append((place(block), place(total)))
-            slots.append(0 if direct else 4 * columns)
+            block = site.scratch((used, columns))
+            at = place(block, total, 0 if direct else 4 * columns)
+            where: tuple[int, ...] = (at, at + 1, at + 2)
             if not direct:
-                slots_of = [total, used, columns, out]
-                after.append(Instruction(add_columns, slots_of, parallel=columns > 4096))
-        elif result.how == "all":
-            sums = site.scratch((used,), np.float64)
-            targets.append((place(sums),))
-            integer = out.dtype == INT
-            after.append(Instruction(add_all, [sums, used, out, integer], parallel=False))
+                second = add_columns if op == "sum" else top_columns
+                row = [total, used, columns, out]
+                after.append(Instruction(second, row, parallel=columns > 4096))
+        elif how == "all":
+            sums = site.scratch((used,), np.float64 if op == "sum" else np.float32)
+            where = (place(sums),)
+            row = [sums, used, out, out.dtype == INT]
+            second = add_all if op == "sum" else top_all
+            after.append(Instruction(second, row, parallel=False))
         else:
-            targets.append((place(out),))
+            where = (shared(out, how),)
+        targets.append(Output(nodes[step], how, op, out.dtype.char, where))
     numbers = []
-    for value in constants:
-        numbers.append((len(slots), isinstance(value, float)))
-        slots.append(value)
-    source = ChainSource(
-        tuple((kind, x.dtype.char, at) for kind, x, at in zip(kinds, inputs, arrays, strict=True)),
-        tuple(
-            (nodes[r.step], r.how, out.dtype.char, at)
-            for r, out, at in zip(chain.results, outs, targets, strict=True)
-        ),
-        tuple(numbers),
-        rows == 1,
-    )
-    try:
-        made = loop(source)
-    except UnfitError:
-        return None
-    return [Instruction(made, slots, parallel=parallel), *after]
+    for value, dtype in constants:
+        numbers.append((place(value), dtype.char, isinstance(value, float)))
+    source = ChainSource(tuple(sources), tuple(targets), tuple(numbers), (first, len(lengths)))
+    return [Instruction(loop(source), slots, parallel=parallel), *after]
 
 
 @lowers("chain", inplace=("inputs",))
@@ -221,24 +293,29 @@ def lower_chain_call(
     return lower_chain(site, outs, inputs, chain)
 
 
-def single(kernel_name: str, out: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The chain of one recorded call, and its arrays: ``(chain, inputs)``; None where its arrays
-    do not lie as a table."""
+def _step(
+    kernel_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], Step]:
+    """The arrays of a call, and the call with operands in their place."""
     inputs: list[Any] = []
 
     def taken(a: Any) -> Any:
-        if hasattr(a, "strides") and hasattr(a, "dtype") and hasattr(a, "shape"):
-            inputs.append(a)
-            return Operand("input", len(inputs) - 1)
-        return a
+        if isinstance(a, np.generic) or not hasattr(a, "strides"):
+            return a
+        inputs.append(a)
+        return Operand("input", len(inputs) - 1)
 
     step_args = tuple(taken(a) for a in args)
-    step_kwargs = tuple((k, taken(v)) for k, v in kwargs.items())
+    return inputs, Step(kernel_name, step_args, tuple((k, taken(v)) for k, v in kwargs.items()))
+
+
+def single(
+    kernel_name: str, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Chain, list[Any]] | None:
+    """The chain of one recorded call, and its arrays; None where the result has gaps."""
+    inputs, step = _step(kernel_name, args, kwargs)
     found = table(out, inputs)
-    if found is None:
-        return None
-    step = Step(kernel_name, step_args, step_kwargs)
-    return Chain(found, (step,), (Result(0, "flat"),)), inputs
+    return None if found is None else (Chain(found, (step,), (Result(0, FLAT),)), inputs)
 
 
 _INPLACE = ("x", "x1", "x2", "dy", "y")
@@ -249,22 +326,14 @@ def _lower_single(kernel_name: str) -> Any:
         site: Site, outs: tuple[np.ndarray, ...], *args: Any, **kwargs: Any
     ) -> list[Instruction] | None:
         out = outs[0] if outs else args[0]
-        if kernel_name == "copyto":
-            args = args[1:]
-            if not isinstance(args[0], np.ndarray) and hasattr(args[0], "live"):
-                return None
-            made = single(
-                "copy" if isinstance(args[0], np.ndarray) else "copyto",
-                out,
-                args if isinstance(args[0], np.ndarray) else (None, *args),
-                kwargs,
-            )
-        else:
-            made = single(kernel_name, out, args, kwargs)
-        if made is None:
-            return None
-        chain, inputs = made
-        return lower_chain(site, (out,), inputs, chain)
+        if not out.size:
+            return []
+        name = kernel_name
+        if name == "copyto":
+            array = isinstance(args[1], np.ndarray)
+            name, args = ("astype", (args[1], out.dtype)) if array else (name, (out.dtype, args[1]))
+        made = single(name, out, args, kwargs)
+        return None if made is None else lower_chain(site, (out,), made[1], made[0])
 
     return lower
 

@@ -1,13 +1,16 @@
 """Elementwise kernels as expressions of one element.
 
-The definitions of the composite kernels (``gelu``, ``relu_backward``, ...) are run on a tracer in
+The definitions of the composite kernels (``relu_backward``, ``silu``, ...) are run on a tracer in
 the place of a backend: each primitive that they call becomes a node, so that the formula that is
-compiled is the one that is written in the contract. A few have a form of their own in
-``FORMS``, where another one is faster or keeps more digits.
+compiled is the one that is written in the contract. Three have a form of their own here, which
+keeps more digits or takes one exponential where the definition takes two functions: ``sigmoid``,
+``gelu`` and ``gelu_backward`` (see ``mathematics.py``).
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,27 +21,25 @@ from gpubackprop.backends.composites import Composites
 FLOAT, BOOL, INT = np.dtype(np.float32), np.dtype(bool), np.dtype(np.int64)
 COUNTS = (BOOL, INT)
 
-UNARY = {
-    "negative": "-{0}",
-    "absolute": "abs({0})",
+WHOLE = {"negative": "-{0}", "absolute": "abs({0})", "square": "{0} * {0}"}
+"""Of one float or integer."""
+REAL = {
     "sign": "m.sign({0})",
-    "square": "{0} * {0}",
     "sqrt": "np.sqrt({0})",
     "reciprocal": "f32(1.0) / {0}",
-    "exp": "m.exp({0})",
-    "expm1": "m.expm1({0})",
-    "log": "m.log({0})",
-    "log1p": "m.log1p({0})",
-    "sin": "m.sin({0})",
-    "cos": "m.cos({0})",
-    "tanh": "m.tanh({0})",
     "floor": "np.floor({0})",
     "ceil": "np.ceil({0})",
-    "erf": "m.erf({0})",
-    "sigmoid": "m.sigmoid({0})",
-    "gelu": "m.gelu({0})",
-    "gelu_slope": "m.gelu_slope({0})",
+    "rint": "np.rint({0})",
 }
+DEAR = {
+    name: f"m.{name}({{0}})"
+    for name in (
+        "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh",
+        "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "erf", "sigmoid", "gelu", "gelu_slope",
+    )
+}  # fmt: skip
+"""Of one float, with a polynomial or a call of the C library."""
+UNARY = {**WHOLE, **REAL, **DEAR}
 BINARY = {
     "add": "{0} + {1}",
     "subtract": "{0} - {1}",
@@ -46,6 +47,8 @@ BINARY = {
     "divide": "{0} / {1}",
     "maximum": "m.maximum({0}, {1})",
     "minimum": "m.minimum({0}, {1})",
+    "arctan2": "m.arctan2({0}, {1})",
+    "power": "m.power({0}, {1})",
 }
 COMPARE = {
     "equal": "{0} == {1}",
@@ -57,34 +60,32 @@ COMPARE = {
 }
 TESTS = {"isfinite": "abs({0}) < m.INFINITY", "isnan": "{0} != {0}"}
 LOGIC = {"logical_and": "{0} & {1}", "logical_or": "{0} | {1}", "logical_not": "not {0}"}
+CODE = {**UNARY, **BINARY, **COMPARE, **TESTS, **LOGIC, "where": "{1} if {0} else {2}"}
+_DEAR = frozenset(DEAR) | {"arctan2", "power"}
 
 COMPOSITES = frozenset(
     {
         "relu", "relu_backward", "sigmoid_backward", "tanh_backward", "leaky_relu",
         "leaky_relu_backward", "elu", "elu_backward", "gelu_tanh", "gelu_tanh_backward", "silu",
-        "silu_backward", "softplus", "dropout_backward",
+        "silu_backward", "softplus", "dropout_backward", "gelu_backward",
     }
 )  # fmt: skip
 
-ELEMENTWISE = (
-    frozenset(UNARY) - {"gelu_slope"}
-    | frozenset(BINARY)
-    | frozenset(COMPARE)
-    | frozenset(TESTS)
-    | frozenset(LOGIC)
-    | COMPOSITES
-    | {"where", "clip", "power", "gelu_backward", "astype", "copy", "copyto"}
-)
+ELEMENTWISE = (frozenset(CODE) - {"gelu_slope"}) | COMPOSITES | {"clip", "astype", "copy", "copyto"}
 """Kernels whose element i depends on the elements i of their arguments alone."""
+
+MOST_FACTORS = 8
+"""A power with a whole exponent up to this one is a product."""
 
 
 class UnfitError(Exception):
     """An expression that cannot be compiled; the call runs in NumPy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Node:
-    """A value of one element.
+    """A value of one element. A tracer makes one node for equal values, so nodes are compared by
+    identity.
 
     Attributes
     ----------
@@ -104,115 +105,153 @@ class Tracer(Composites):
 
     Parameters
     ----------
-    constants : receives the numbers of the expression; a node refers to them by place, so that
-        one compiled loop serves all values.
+    constants : receives the numbers of the expression and the dtype that each is read as; a node
+        refers to them by place, so that one compiled loop serves all values.
     """
 
-    def __init__(self, constants: list[Any]) -> None:
+    def __init__(self, constants: list[tuple[Any, np.dtype]]) -> None:
         self.constants = constants
+        self._made: dict[Any, Node] = {}
 
-    def node(self, value: Any, like: np.dtype = FLOAT) -> Node:
-        """A number as a node; it takes the other operand's dtype, unless it is a float."""
-        if isinstance(value, Node):
-            return value
-        dtype = INT if like in COUNTS and type(value) in (int, bool) else FLOAT
-        if hasattr(value, "live"):
-            dtype = FLOAT if isinstance(value, float) else INT
-        elif not isinstance(value, (int, float)) or isinstance(value, np.generic):
-            raise UnfitError(f"a {type(value).__name__} in an expression")
-        self.constants.append(value if dtype == INT or hasattr(value, "live") else float(value))
-        return Node("constant", (len(self.constants) - 1,), dtype)
+    def make(self, op: str, args: tuple[Any, ...], dtype: np.dtype) -> Node:
+        """The node of an operation; the same one for the same operation."""
+        key = (op, tuple(id(a) if isinstance(a, Node) else a for a in args), dtype.char)
+        return self._made.setdefault(key, Node(op, args, dtype))
 
     def cast(self, x: Node, dtype: np.dtype) -> Node:
         """A node of another dtype."""
-        return x if x.dtype == dtype else Node("cast", (x,), dtype)
+        return x if x.dtype == dtype else self.make("cast", (x,), dtype)
 
-    def _pair(self, x1: Any, x2: Any) -> tuple[Node, Node]:
-        like = next((x.dtype for x in (x1, x2) if isinstance(x, Node)), FLOAT)
-        return self.node(x1, like), self.node(x2, like)
+    def operand(self, value: Any, dtype: np.dtype) -> Node:
+        """A node or a number as a node of a dtype.
 
-    def __getattribute__(self, name: str) -> Any:
-        if name in UNARY or name in TESTS:
-            return lambda x, out=None: self._one(name, x)
-        if name in BINARY:
-            return lambda x1, x2, out=None: self._two(name, x1, x2)
-        if name in COMPARE:
-            return lambda x1, x2, out=None: self._compared(name, x1, x2)
-        if name in LOGIC:
-            return lambda *xs: Node(name, tuple(self._truth(x) for x in xs), BOOL)
-        return object.__getattribute__(self, name)
+        Raises
+        ------
+        UnfitError
+            Neither, or a number that the dtype does not hold.
+        """
+        if isinstance(value, Node):
+            return self.cast(value, dtype)
+        alive = hasattr(value, "live")
+        if not alive and type(value) not in (bool, int, float):
+            raise UnfitError(f"a {type(value).__name__} in an expression")
+        if dtype == INT and not -(2**63) <= value < 2**63:
+            raise UnfitError("an integer of more than 64 bits")
+        if not alive:
+            try:
+                value = float(value) if dtype == FLOAT else int(value)
+            except OverflowError:
+                raise UnfitError("an integer beyond every float") from None
+        key = ("number", id(value) if alive else repr(value), dtype.char)
+        if key not in self._made:
+            self.constants.append((value, dtype))
+            self._made[key] = Node("constant", (len(self.constants) - 1,), dtype)
+        return self._made[key]
 
-    def _one(self, name: str, x: Any) -> Node:
-        x = self.node(x)
-        if x.dtype != FLOAT:
-            raise UnfitError(f"{name} of {x.dtype}")
-        return Node(name, (x,), BOOL if name in TESTS else FLOAT)
+    def common(self, *values: Any) -> np.dtype:
+        """The dtype that operands are combined in: NumPy's, Python numbers being weak."""
+        if not any(isinstance(v, Node) for v in values):
+            raise UnfitError("numbers alone")
 
-    def _two(self, name: str, x1: Any, x2: Any) -> Node:
-        a, b = self._pair(x1, x2)
-        if FLOAT not in (a.dtype, b.dtype) or INT in (a.dtype, b.dtype):
-            raise UnfitError(f"{name} of {a.dtype} and {b.dtype}")
-        return Node(name, (self.cast(a, FLOAT), self.cast(b, FLOAT)), FLOAT)
+        def kind(v: Any) -> Any:
+            if isinstance(v, Node):
+                return v.dtype
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or isinstance(v, np.generic):
+                return type(v)
+            return 1.0 if isinstance(v, float) else 1
 
-    def _compared(self, name: str, x1: Any, x2: Any) -> Node:
-        a, b = self._pair(x1, x2)
-        if a.dtype != b.dtype:
-            kind = FLOAT if FLOAT in (a.dtype, b.dtype) else INT
-            if kind == FLOAT and INT in (a.dtype, b.dtype):
-                raise UnfitError(f"{name} of {a.dtype} and {b.dtype}")
-            a, b = self.cast(a, kind), self.cast(b, kind)
-        return Node(name, (a, b), BOOL)
+        try:
+            dtype = np.result_type(*map(kind, values))
+        except TypeError as error:
+            raise UnfitError(str(error)) from None
+        if dtype not in (FLOAT, BOOL, INT):
+            raise UnfitError(f"arithmetic in {dtype}")
+        return dtype
 
-    def _truth(self, x: Any) -> Node:
-        x = self.node(x)
-        if x.dtype != BOOL:
-            raise UnfitError(f"logic on {x.dtype}")
-        return x
+    # Primitives.
+    def _one(self, name: str, x: Any, out: Any = None) -> Node:
+        dtype = self.common(x)
+        if dtype != FLOAT and not (dtype == INT and name in WHOLE):
+            raise UnfitError(f"{name} of {dtype}")
+        return self.make(name, (x,), BOOL if name in TESTS else dtype)
+
+    def _two(self, name: str, x1: Any, x2: Any, out: Any = None) -> Node:
+        dtype = self.common(x1, x2)
+        if dtype == BOOL or (dtype == INT and name in ("divide", "arctan2", "power")):
+            raise UnfitError(f"{name} of {dtype}")
+        return self.make(name, (self.operand(x1, dtype), self.operand(x2, dtype)), dtype)
+
+    def _compared(self, name: str, x1: Any, x2: Any, out: Any = None) -> Node:
+        dtype = self.common(x1, x2)
+        return self.make(name, (self.operand(x1, dtype), self.operand(x2, dtype)), BOOL)
+
+    def _logic(self, name: str, *xs: Any, out: Any = None) -> Node:
+        self.common(*xs)
+        return self.make(name, tuple(self.operand(x, BOOL) for x in xs), BOOL)
 
     def where(self, condition: Any, x1: Any, x2: Any) -> Node:
-        a, b = self._pair(x1, x2)
-        if a.dtype != b.dtype:
-            raise UnfitError("where of two dtypes")
-        return Node("where", (self._truth(condition), a, b), a.dtype)
+        dtype = self.common(x1, x2)
+        args = (self.operand(condition, BOOL), self.operand(x1, dtype), self.operand(x2, dtype))
+        return self.make("where", args, dtype)
 
     def clip(self, x: Any, low: Any, high: Any, out: Any = None) -> Node:
-        y = self.node(x)
+        dtype = self.common(*(v for v in (x, low, high) if v is not None))
+        y = self.operand(x, dtype)
         if low is not None:
             y = self.maximum(y, low)
         return y if high is None else self.minimum(y, high)
 
-    def power(self, x1: Any, x2: Any, out: Any = None) -> Node:
-        x = self.node(x1)
-        if x.dtype != FLOAT or type(x2) not in (int, float):
-            raise UnfitError("a power that is no number")
-        n = float(x2)
-        if n == 0.5:
-            return self.sqrt(x)
-        if n not in (1.0, 2.0, 3.0, 4.0, -1.0, -2.0):
-            raise UnfitError(f"the power {x2}")
-        y = x
-        if abs(n) >= 2:
-            y = self.square(x)
-        if abs(n) == 3:
-            y = self.multiply(y, x)
-        if abs(n) == 4:
-            y = self.square(y)
-        return self.reciprocal(y) if n < 0 else y
+    def power(self, x1: Any, x2: Any, out: Any = None) -> Node:  # type: ignore[override]
+        if type(x2) not in (int, float) or not isinstance(x1, Node) or x1.dtype != FLOAT:
+            return self._two("power", x1, x2)
+        if x2 == 0.5:
+            return self.sqrt(x1)
+        n = int(abs(x2)) if abs(x2) <= MOST_FACTORS else 0
+        if n == 0 or n != abs(x2):
+            return self._two("power", x1, x2)
+        y: Any = None
+        factor = x1  # by squares
+        while n:
+            if n & 1:
+                y = factor if y is None else self.multiply(y, factor)
+            n >>= 1
+            factor = self.square(factor) if n else factor
+        return self.reciprocal(y) if x2 < 0 else y
 
     def astype(self, x: Any, dtype: Any) -> Node:
         target = np.dtype(dtype)
-        if target not in (FLOAT, BOOL, INT) or x.dtype == FLOAT != target:
+        if target not in (FLOAT, BOOL, INT) or (x.dtype == FLOAT and target == INT):
             raise UnfitError(f"a cast from {x.dtype} to {target}")
         return self.cast(x, target)
 
-    def gelu_backward(self, dy: Any, x: Any) -> Node:
-        return self.multiply(dy, Node("gelu_slope", (x,), FLOAT))
-
+    # Copies, and kernels with a form of their own.
     def copy(self, x: Any) -> Node:
         return x
 
     def copyto(self, target: Any, source: Any) -> Any:
-        return self.node(source)
+        return self.operand(source, FLOAT if target is None else np.dtype(target))
+
+    def gelu_backward(self, dy: Any, x: Any) -> Node:
+        return self.multiply(dy, self._one("gelu_slope", x))
+
+    def dropout_backward(self, dy: Any, keep: Any, p: Any) -> Node:
+        if hasattr(p, "live"):  # the definition computes with it, which would freeze it
+            raise UnfitError("a live probability")
+        return super().dropout_backward(dy, keep, p)
+
+
+def _primitive(rule: Callable[..., Node], name: str) -> Any:
+    return functools.partialmethod(rule, name)
+
+
+for _rule, _names in (
+    (Tracer._one, (*UNARY, *TESTS)),
+    (Tracer._two, (n for n in BINARY if n != "power")),
+    (Tracer._compared, COMPARE),
+    (Tracer._logic, LOGIC),
+):
+    for _name in _names:
+        setattr(Tracer, _name, _primitive(_rule, _name))
 
 
 def expression(kernel: str, args: tuple[Any, ...], kwargs: dict[str, Any], tracer: Tracer) -> Node:
@@ -223,10 +262,36 @@ def expression(kernel: str, args: tuple[Any, ...], kwargs: dict[str, Any], trace
     UnfitError
         It cannot be said for these dtypes.
     """
+    if kernel not in ELEMENTWISE:
+        raise UnfitError(f"{kernel} is not elementwise")
     try:
-        return getattr(tracer, kernel)(*args, **kwargs)
+        found = getattr(tracer, kernel)(*args, **kwargs)
     except (NotImplementedError, AttributeError, TypeError) as error:
         raise UnfitError(f"{kernel}: {error}") from None
+    if not isinstance(found, Node):
+        raise UnfitError(f"{kernel} of nothing")
+    return found
+
+
+def nodes_of(roots: list[Node]) -> list[Node]:
+    """Every node that some of the given ones need, each once, in the order of computation."""
+    found: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node not in found:
+            for a in node.args:
+                if isinstance(a, Node):
+                    visit(a)
+            found[node] = None
+
+    for root in roots:
+        visit(root)
+    return list(found)
+
+
+def cost(roots: list[Node]) -> float:
+    """Roughly how many nanoseconds a core takes for an element."""
+    return 0.05 + sum(0.4 if n.op in _DEAR else 0.015 for n in nodes_of(roots))
 
 
 class Writer:
@@ -234,46 +299,35 @@ class Writer:
 
     Parameters
     ----------
-    inputs : what to write for each input.
+    roots : what is wanted.
     """
 
-    def __init__(self, inputs: list[str]) -> None:
-        self.inputs = inputs
+    def __init__(self, roots: list[Node]) -> None:
         self.lines: list[str] = []
         self._names: dict[Node, str] = {}
+        for node in nodes_of(roots):
+            self._names[node] = self._written(node)
 
     def name(self, node: Node) -> str:
         """The variable that holds a node's value."""
-        found = self._names.get(node)
-        if found is None:
-            found = self._names[node] = self._written(node)
-        return found
+        return self._names[node]
 
     def _written(self, node: Node) -> str:
-        if node.op == "input":
-            return self.inputs[node.args[0]]
-        if node.op == "constant":
-            return f"k{node.args[0]}"
-        args = [self.name(a) for a in node.args]
+        if node.op in ("input", "constant"):
+            return f"{'v' if node.op == 'input' else 'k'}{node.args[0]}"
+        args = [self._names[a] for a in node.args]
         if node.op == "cast":
-            source = node.args[0].dtype
-            text = _cast(args[0], source, node.dtype)
-        elif node.op == "where":
-            text = f"{args[1]} if {args[0]} else {args[2]}"
+            text = _cast(args[0], node.args[0].dtype, node.dtype)
         else:
-            for table in (UNARY, BINARY, COMPARE, TESTS, LOGIC):
-                if node.op in table:
-                    text = table[node.op].format(*args)
-                    break
-            else:
-                raise UnfitError(f"no code for {node.op}")
+            text = CODE[node.op].format(*args)
         name = f"t{len(self.lines)}"
         self.lines.append(f"{name} = {text}")
         return name
 
 
 def _cast(name: str, source: np.dtype, target: np.dtype) -> str:
+    if target == BOOL:
+        return f"{name} != 0"
     if source == BOOL:
-        one = "f32(1.0) if {0} else f32(0.0)" if target == FLOAT else "1 if {0} else 0"
-        return one.format(name)
-    return f"f32({name})" if target == FLOAT else f"{name} != 0"
+        return f"f32(1.0) if {name} else f32(0.0)" if target == FLOAT else f"1 if {name} else 0"
+    return f"f32({name})"

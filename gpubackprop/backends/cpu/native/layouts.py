@@ -3,6 +3,10 @@
 Elementwise work is seen as a table of `rows` by `columns` in the order of memory. An operand is
 ``flat`` (an element for each place), ``columns`` (a row that repeats, such as a bias), ``rows`` (a
 number for each row, such as a mean) or ``scalar``.
+
+Where this does not say it (a slice with gaps, a middle axis that repeats), the rows are those of
+several axes, and an operand is found by its strides over them: ``view`` (its rows are dense),
+``each`` (one element for each row) or ``spread`` (its rows have a stride of their own).
 """
 
 from __future__ import annotations
@@ -11,14 +15,34 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 FLAT, COLUMNS, ROWS, SCALAR = "flat", "columns", "rows", "scalar"
+VIEW, EACH, SPREAD = "view", "each", "spread"
 
 
 class Table(NamedTuple):
-    """Rows, columns, and the kind of each operand."""
+    """How operands lie.
+
+    Attributes
+    ----------
+    rows, columns : the table's; rows times columns elements in all.
+    kinds : of each operand.
+    lengths : axes that make up the rows, where some operand is found by strides.
+    strides : of each operand over these axes and over the columns, in bytes; empty for one that
+        needs none.
+    """
 
     rows: int
     columns: int
     kinds: tuple[str, ...]
+    lengths: tuple[int, ...] = ()
+    strides: tuple[tuple[int, ...], ...] = ()
+
+    def split(self, columns: int) -> Table | None:
+        """The same elements as rows of another length; None where an operand forbids it."""
+        if columns == self.columns:
+            return self
+        if self.rows * self.columns % columns or any(k not in (FLAT, SCALAR) for k in self.kinds):
+            return None
+        return Table(self.rows * self.columns // columns, columns, self.kinds)
 
 
 def memory_order(x: Any) -> list[int] | None:
@@ -35,7 +59,7 @@ def memory_order(x: Any) -> list[int] | None:
 
 def table(out: Any, operands: Sequence[Any]) -> Table | None:
     """The table of a call that gives `out` from operands that broadcast to its shape; None where
-    some operand lies otherwise.
+    `out` has gaps or no elements.
 
     Parameters
     ----------
@@ -50,17 +74,54 @@ def table(out: Any, operands: Sequence[Any]) -> Table | None:
         size *= n
     if not size:
         return None
-    kinds = []
+    kinds: list[str] = []
     columns = None
     for x in operands:
+        if len(x.shape) > len(out.shape):
+            return None
         kind, width = _kind(x, out, order, shape)
         if kind is None or (width is not None and columns not in (None, width)):
-            return None
+            return _general(out, operands, order)
         columns = width if width is not None else columns
         kinds.append(kind)
     if columns is None:
         return Table(1, size, tuple(kinds))
     return Table(size // columns, columns, tuple(kinds))
+
+
+def _strides(x: Any, out: Any, order: list[int]) -> list[int]:
+    """An operand's strides over the axes of the result, 0 where it repeats."""
+    lead = len(out.shape) - len(x.shape)
+    return [0 if i < lead or x.shape[i - lead] == 1 else x.strides[i - lead] for i in order]
+
+
+def _general(out: Any, operands: Sequence[Any], order: list[int]) -> Table:
+    """The table of operands that lie in any way: axes that no operand tells apart are one."""
+    all_strides = [_strides(x, out, order) for x in operands]
+    axes: list[tuple[int, list[int]]] = []
+    for k, i in enumerate(order):
+        n, steps = out.shape[i], [s[k] for s in all_strides]
+        if n == 1:
+            continue
+        if axes and all(a == n * b for a, b in zip(axes[-1][1], steps, strict=True)):
+            axes[-1] = (axes[-1][0] * n, steps)
+        else:
+            axes.append((n, steps))
+    *outer, (columns, inner) = axes
+    rows = 1
+    for n, _ in outer:
+        rows *= n
+    kinds: list[str] = []
+    strides: list[tuple[int, ...]] = []
+    for j, x in enumerate(operands):
+        steps = [a[1][j] for a in outer]
+        if not any((*steps, inner[j])):
+            kinds.append(SCALAR)
+            strides.append(())
+            continue
+        kinds.append(VIEW if inner[j] == x.dtype.itemsize else SPREAD if inner[j] else EACH)
+        strides.append((*steps, inner[j]))
+    return Table(rows, columns, tuple(kinds), tuple(n for n, _ in outer), tuple(strides))
 
 
 def _kind(x: Any, out: Any, order: list[int], shape: list[int]) -> tuple[str | None, int | None]:
@@ -69,17 +130,8 @@ def _kind(x: Any, out: Any, order: list[int], shape: list[int]) -> tuple[str | N
         count *= n if s else 1
     if count == 1:
         return SCALAR, None
-    lead = len(out.shape) - len(x.shape)
-    if lead < 0:
-        return None, None
     step = x.dtype.itemsize
-    strides = []
-    for i in order:
-        j = i - lead
-        if j < 0 or x.shape[j] == 1:
-            strides.append(0)
-        else:
-            strides.append(x.strides[j])
+    strides = _strides(x, out, order)
     dims = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
 
     def dense(part: list[tuple[int, int]]) -> bool:

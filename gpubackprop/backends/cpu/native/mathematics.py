@@ -90,6 +90,28 @@ def exp(x):
 
 
 @inline
+def expm1(x):
+    """e**x - 1 = 2**n (e**r - 1) + (2**n - 1), which keeps the digits near 0."""
+    low, high = f32(-18.0), f32(89.0)
+    y = low if x < low else x
+    y = high if y > high else y
+    n = np.floor(y * f32(1.44269504088896341) + f32(0.5))
+    r = y - n * f32(0.693359375)
+    r = r - n * f32(-2.12194440e-4)
+    p = f32(1.9875691500e-4)
+    p = p * r + f32(1.3981999507e-3)
+    p = p * r + f32(8.3334519073e-3)
+    p = p * r + f32(4.1665795894e-2)
+    p = p * r + f32(1.6666665459e-1)
+    p = p * r + f32(5.0000001201e-1)
+    p = p * (r * r) + r
+    whole = n if n == n else f32(0.0)
+    half = power_of_two(to_int(whole) - np.int32(1))  # 2**128 itself is no float32
+    wide = half * p + (half - f32(0.5))
+    return p if n == f32(0.0) else wide + wide
+
+
+@inline
 def log(x):
     """The natural logarithm; minus infinity at 0, NaN below."""
     small = x < f32(1.17549435e-38)
@@ -117,6 +139,16 @@ def log(x):
     result = INFINITY if x == INFINITY else result
     result = -INFINITY if x == f32(0.0) else result
     return result if x >= f32(0.0) else f32(np.nan)
+
+
+@inline
+def log1p(x):
+    """log(1 + x): the logarithm of the rounded sum, and what the rounding took away."""
+    u = f32(1.0) + x
+    lost = x - (u - f32(1.0))
+    result = log(u) + lost / u
+    result = x if (u == f32(1.0)) | (u == INFINITY) else result
+    return -INFINITY if u == f32(0.0) else result
 
 
 @inline
@@ -181,7 +213,7 @@ def gelu(x):
     c = f32(20.0) if a > f32(20.0) else a
     tail = c * exp(f32(-0.5) * (c * c)) * normal_tail(c)
     positive = x if x > f32(0.0) else f32(0.0)
-    return positive - tail if a == a else x
+    return positive - tail if x > -INFINITY else x * f32(0.0)  # NaN, as the definition's
 
 
 @inline
@@ -190,7 +222,8 @@ def gelu_slope(x):
     a = abs(x)
     c = f32(20.0) if a > f32(20.0) else a
     w = exp(f32(-0.5) * (c * c)) * (normal_tail(c) - c * f32(0.3989422804014327))
-    return (f32(1.0) - w if x > f32(0.0) else w) if a == a else x
+    slope = f32(1.0) - w if x > f32(0.0) else w
+    return slope if a < INFINITY else x * f32(0.0)  # NaN, as the definition's
 
 
 @inline
@@ -211,19 +244,32 @@ def sign(x):
     return f32(1.0) if x > f32(0.0) else (f32(-1.0) if x < f32(0.0) else x * f32(1.0))
 
 
-# These are rare; the C library's are exact and take one number at a time.
-@inline
-def expm1(x):
-    """e**x - 1."""
-    return f32(math.expm1(x))
+@intrinsic
+def added(typingctx, total, x):
+    """total + x where the order of the additions of a sum does not count: a loop may keep several
+    sums and add them up at its end."""
+
+    def build(context, builder, signature, args):
+        return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))
+
+    return total(total, total), build
 
 
-@inline
-def log1p(x):
-    """log(1 + x)."""
-    return f32(math.log1p(x))
+@intrinsic
+def larger(typingctx, most, x):
+    """The larger of two float32, NaN if one is: ``maximum`` in a form that LLVM knows how to take
+    over a loop."""
+
+    def build(context, builder, signature, args):
+        real = ir.FloatType()
+        shape = ir.FunctionType(real, [real, real])
+        function = builder.module.declare_intrinsic("llvm.maximum", [real], shape)
+        return builder.call(function, args)
+
+    return types.float32(types.float32, types.float32), build
 
 
+# What follows is rare: the C library's, one number at a time.
 @inline
 def sin(x):
     """The sine."""
@@ -234,3 +280,69 @@ def sin(x):
 def cos(x):
     """The cosine."""
     return f32(math.cos(x))
+
+
+@inline
+def tan(x):
+    """The tangent."""
+    return f32(math.tan(x))
+
+
+@inline
+def arcsin(x):
+    """The inverse sine."""
+    return f32(math.asin(x))
+
+
+@inline
+def arccos(x):
+    """The inverse cosine."""
+    return f32(math.acos(x))
+
+
+@inline
+def arctan(x):
+    """The inverse tangent."""
+    return f32(math.atan(x))
+
+
+@inline
+def arctan2(y, x):
+    """The angle of the point (x, y)."""
+    return f32(math.atan2(y, x))
+
+
+@inline
+def sinh(x):
+    """The hyperbolic sine."""
+    return f32(math.sinh(x))
+
+
+@inline
+def cosh(x):
+    """The hyperbolic cosine."""
+    return f32(math.cosh(x))
+
+
+@inline
+def arcsinh(x):
+    """The inverse hyperbolic sine."""
+    return f32(math.asinh(x))
+
+
+@inline
+def arccosh(x):
+    """The inverse hyperbolic cosine."""
+    return f32(math.acosh(x))
+
+
+@inline
+def arctanh(x):
+    """The inverse hyperbolic tangent."""
+    return f32(math.atanh(x))
+
+
+@inline
+def power(x, y):
+    """x**y."""
+    return f32(math.pow(x, y))
