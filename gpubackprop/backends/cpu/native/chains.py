@@ -33,6 +33,9 @@ from gpubackprop.backends.cpu.native.mathematics import INFINITY, larger
 
 SERIAL = 2000.0
 """Work that is left to one thread, in nanoseconds."""
+WIDE = 4096
+"""Rows are cut between threads where each gets as many columns. Shorter pieces of a row are read
+ahead beyond their end, where another core is writing."""
 
 
 class Operand(NamedTuple):
@@ -231,7 +234,7 @@ def lower_chain(
         return None
     work = rows * columns * cost([nodes[r.step] for r in chain.results])
     parallel = work > SERIAL and site.parts > 1
-    wide = rows < 2 * site.parts or columns >= 256 * site.parts
+    wide = rows < 2 * site.parts or columns >= WIDE * site.parts
     if any(r.how == "rows" for r in chain.results):
         if wide and rows < 2 * site.parts:
             parallel = False
