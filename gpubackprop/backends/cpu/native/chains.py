@@ -1,8 +1,16 @@
-"""Chains of elementwise kernels, with sums at their ends, as one pass over memory.
+"""Chains of elementwise kernels, with reductions at their ends, as one pass over memory.
 
 A chain is a list of steps over one table (``layouts.py``). Its loop is written as a small Python
 function in the cache folder (``generated.py``) and compiled from there; sizes, addresses and
 numbers are in the frame, so one compiled loop serves every place where the same chain occurs.
+
+To put one together from recorded calls: each call must be ``eligible``; ``table(out, arrays)``
+says how the arrays that come from outside lie over the largest result, and ``Table.split`` gives it
+the rows and columns that a sum over the first or the last axes needs. A step sees an element of
+each of its operands at each place of the table, so a step whose own result is smaller is computed
+again wherever it repeats. Every ``"flat"`` result is dense, in one order of its axes. An array may
+be input and ``"flat"`` result at once where its kind is ``"flat"``; no other result may lie over an
+input (``lower_chain`` gives None there).
 """
 
 from __future__ import annotations
