@@ -128,6 +128,28 @@ def test_conv_relu_pool(case, windows, parts, way):
     np.testing.assert_array_equal(found[1], winner)
 
 
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize(
+    "windows",
+    [((2, 2), (2, 2), (0, 0), (1, 1), False), ((3, 3), (2, 2), (1, 1), (1, 1), True)],
+)
+@pytest.mark.parametrize("case", ["first", "second", "odd", "three", "tiny"])
+def test_pool_relu_conv_weight(case, windows, parts, way):
+    x, weight, bias, options = arrays(case)
+    if case == "tiny":
+        x = normal(70, 4, 4, 16)
+    z = NUMPY.relu(NUMPY.conv(x, weight, bias, *options))
+    pooled, winner = NUMPY.max_pool(z, *windows)
+    dy, spatial = normal(*pooled.shape), z.shape[1:-1]
+    dz = NUMPY.relu_backward(NUMPY.max_pool_backward(dy, winner, spatial, *windows[:4]), z)
+    expected = defined("conv_weight", x, dz, weight.shape[2:], *options)
+    args = (x, dy, winner, pooled, spatial, *windows[:4], weight.shape[2:], *options)
+    outs = (blank(weight.shape), blank(bias.shape))
+    dw, dbias = run("pool_relu_conv_weight", outs, parts, *args)
+    close(dw, expected)
+    close(dbias, dz.astype(np.float64).sum((0, 1, 2)))
+
+
 @pytest.mark.parametrize("kernel", ["conv", "conv_relu"])
 def test_what_is_no_number_stays(kernel):
     x, weight, bias, options = arrays("padded")

@@ -1,171 +1,33 @@
 """Native convolutions of images with channels last: which calls the kernels of
-``convolution_kernels.py`` and ``column_kernels.py`` serve. A convolution along one axis is one of
-images of one line."""
+``convolution_kernels.py`` and ``column_kernels.py`` serve."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.array_backend import windows_along
 from gpubackprop.backends.convolution import Padding
 from gpubackprop.backends.cpu.native import column_kernels as columns
 from gpubackprop.backends.cpu.native import convolution_kernels as kernels
+from gpubackprop.backends.cpu.native.chains import add_columns
+from gpubackprop.backends.cpu.native.convolution_sizes import Shape, Sizes, byte_offsets, sizes_of
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
-from gpubackprop.backends.cpu.native.pooling import window_slots
+from gpubackprop.backends.cpu.native.pooling import (
+    lower_max_pool,
+    lower_pool_relu_backward,
+    window_slots,
+)
 from gpubackprop.backends.cpu.native.reductions import copy_instruction
 from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST, whole
 
 Outs = tuple[np.ndarray, ...]
-Shape = tuple[int, ...]
 Instructions = list[Instruction] | None
 
-SERIAL = 100_000
-"""Multiply-adds that are left to one thread."""
-ROWS = 128
-"""Pixels that a block has at least: short sums and few rows waste time at their ends."""
 CACHED = 3 << 18
 """Bytes of a weight that a core keeps near: wider ones are read too often by tiles, and are left to
 the BLAS, with copies of all windows."""
-COLUMNS = 1 << 17
-"""Numbers of the windows of a block that are copied."""
-
-
-class Sizes(NamedTuple):
-    """The sizes of a convolution without groups along two axes."""
-
-    n: int
-    h: int
-    w: int
-    c: int
-    o: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    before: tuple[int, int]
-    framed: tuple[int, int]
-    out: tuple[int, int]
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of a result's image."""
-        return self.out[0] * self.out[1]
-
-    @property
-    def places(self) -> int:
-        """Places of the kernel."""
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def width(self) -> int:
-        """Numbers in a window."""
-        return self.places * self.c
-
-    @property
-    def work(self) -> int:
-        """Multiply-adds."""
-        return self.n * self.pixels * self.width * self.o
-
-    @property
-    def parallel(self) -> bool:
-        """Whether several threads shall work."""
-        return self.n > 1 and self.work > SERIAL
-
-    @property
-    def pads(self) -> bool:
-        """Whether windows look outside of the image."""
-        return self.framed != (self.h, self.w)
-
-    @property
-    def each(self) -> int:
-        """Images of a block."""
-        return min(self.n, -(-ROWS // self.pixels))
-
-    def window_offsets(self, pitch: int) -> np.ndarray:
-        """Where the windows of a block begin in its framed images of `pitch` channels; bytes."""
-        (sh, sw), (h, w) = self.stride, self.framed
-        i, y, x = np.ogrid[: self.each, : self.out[0], : self.out[1]]
-        return _bytes((i * h * w + y * sh * w + x * sw) * pitch)
-
-    def place_offsets(self, pitch: int) -> np.ndarray:
-        """Where the places of the kernel are in a window; bytes."""
-        i, j = np.ogrid[: self.kernel[0], : self.kernel[1]]
-        return _bytes((i * self.dilation[0] * self.framed[1] + j * self.dilation[1]) * pitch)
-
-    def number_offsets(self) -> np.ndarray:
-        """Where the numbers of a window are; bytes."""
-        return (self.place_offsets(self.c)[:, None] + 4 * np.arange(self.c)).reshape(-1)
-
-    def slots(self, site: Site, row: Any, memory: bool) -> list[Any]:
-        """The first slots of a frame for ``convolution_kernels``."""
-        sizes = [self.n, self.each, self.h, self.w, self.c, *self.framed, *self.before]
-        sizes += [self.pixels, self.o, whole(self.o), self.width]
-        frame: Any = 0
-        if memory and self.pads:
-            frame = site.scratch((site.parts, self.each, *self.framed, self.c))
-        return [*sizes, self.window_offsets(self.c), self.number_offsets(), row, frame]
-
-    @property
-    def block(self) -> int:
-        """Images of a block whose windows are copied."""
-        return max(1, min(COLUMNS // (self.pixels * self.width), self.n))
-
-    def column_slots(self, weight: Any) -> list[Any]:
-        """The first slots of a frame for ``column_kernels``."""
-        pairs = (self.kernel, self.stride, self.dilation, self.before, self.out)
-        flat = [k for pair in pairs for k in pair]
-        return [self.n, self.h, self.w, self.c, self.o, *flat, self.block, weight]
-
-    def columns(self, site: Site) -> np.ndarray:
-        """Memory for windows."""
-        return site.scratch((site.parts, self.block, self.pixels, self.width))
-
-
-def _bytes(offsets: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(offsets, np.int64).reshape(-1) * 4
-
-
-def sizes_of(
-    image: Shape,
-    outputs: int,
-    kernel: Shape,
-    stride: Shape,
-    padding: Padding,
-    dilation: Shape,
-    groups: int,
-) -> Sizes | None:
-    """Sizes of a convolution of images (N, *spatial, C); None where it is not served."""
-    if groups != 1 or len(image) not in (3, 4) or len(kernel) != len(image) - 2:
-        return None
-    one = len(kernel) == 1
-
-    def pair(values: Sequence[Any], first: Any) -> Any:
-        return (first, *values) if one else tuple(values)
-
-    h, w = pair(image[1:-1], 1)
-    edges = pair(padding, (0, 0))
-    framed = (h + sum(edges[0]), w + sum(edges[1]))
-    steps = (pair(kernel, 1), pair(stride, 1), pair(dilation, 1))
-    try:
-        out = windows_along(framed, *steps)
-    except ValueError:
-        return None
-    s = Sizes(
-        image[0],
-        h,
-        w,
-        image[-1],
-        outputs,
-        *steps,
-        (edges[0][0], edges[1][0]),
-        framed,
-        (out[0], out[1]),
-    )
-    negative = any(e < 0 for edge in edges for e in edge)
-    return None if negative or s.work <= 0 else s
 
 
 def in_order(site: Site, x: np.ndarray) -> tuple[list[Instruction], np.ndarray | None]:
@@ -234,7 +96,7 @@ def _convolve(
     )
     direct = pooling is None and pitch == s.o
     memory = 0 if direct else site.scratch((site.parts, s.each, s.pixels, pitch))
-    rows = _bytes(np.arange(s.each * s.pixels) * pitch)
+    rows = byte_offsets(np.arange(s.each * s.pixels) * pitch)
     slots = [*s.slots(site, row, True), x0, packed, y, memory, rows, relu]
     slots += [0] if pooling is None else [outs[1], *pooling]
     return [*before, first, plus, Instruction(kernels.convolve, slots, parallel=s.parallel)]
@@ -300,8 +162,6 @@ def lower_conv_relu_pool(
     made = _convolve(site, outs, x, weight, bias, options, True, pooling)
     if made is not None:
         return made
-    from gpubackprop.backends.cpu.native.pooling import lower_max_pool
-
     result = site.scratch(between)
     first = _convolve(site, (result,), x, weight, bias, options, True)
     then = lower_max_pool(site, outs, result, *windows, ceil)
@@ -330,8 +190,8 @@ def lower_conv_transpose(
     if s.pads or pitch != s.c:
         memory = site.scratch((site.parts, s.each, *s.framed, pitch))
     slots = [*s.slots(site, 0, False), dy0, packed, dx, memory, pitch]
-    slots += [_bytes(np.arange(s.each * s.pixels) * s.o), s.window_offsets(pitch)]
-    slots += [_bytes(np.arange(s.o)), s.place_offsets(pitch), s.places]
+    slots += [byte_offsets(np.arange(s.each * s.pixels) * s.o), s.window_offsets(pitch)]
+    slots += [byte_offsets(np.arange(s.o)), s.place_offsets(pitch), s.places]
     return [*before, first, Instruction(kernels.convolve_back, slots, parallel=s.parallel)]
 
 
@@ -341,17 +201,70 @@ def lower_conv_weight(
 ) -> Instructions:
     """The cotangent of a convolution's weight. Its sums are divided among the parts, and so depend
     on how many there are."""
-    dw = outs[0]
+    s = sizes_of(x.shape, outs[0].shape[0], kernel, *options)
+    if s is None or s.n * s.pixels * s.o != dy.size:
+        return None
+    return _weigh(site, s, outs[0], x, dy, None)
+
+
+@lowers("pool_relu_conv_weight")
+def lower_pool_relu_conv_weight(
+    site: Site,
+    outs: Outs,
+    x: Any,
+    dy: Any,
+    winner: Any,
+    pooled: Any,
+    spatial: Shape,
+    pool_kernel: Shape,
+    pool_stride: Shape,
+    pool_padding: Shape,
+    pool_dilation: Shape,
+    kernel: Shape,
+    *options: Any,
+) -> Instructions:
+    """``pool_relu_conv_weight(x, dy, winner, pooled, spatial, pool_kernel, pool_stride,
+    pool_padding, pool_dilation, kernel, stride, padding, dilation, groups) -> (dw, dbias)``: with
+    ``dz, dbias = pool_relu_backward(dy, winner, pooled, spatial, pool_kernel, pool_stride,
+    pool_padding, pool_dilation)``, dw is ``conv_weight(x, dz, kernel, stride, padding, dilation,
+    groups)``. For a first layer, where nothing else needs dz, which is not kept."""
+    dw, dbias = outs
+    s = sizes_of(x.shape, dw.shape[0], kernel, *options)
+    if s is None or tuple(spatial) != s.out[2 - len(spatial) :] or not fit(dy, pooled, dbias):
+        return None
+    if not fit(winner, dtype=np.uint8) or not dy.size:
+        return None
+    windows = (pool_kernel, pool_stride, pool_padding, pool_dilation)
+    pooling = window_slots((s.n, *spatial, s.o), dy.shape, *windows)
+    if pooling is None:
+        return None
+    used = site.parts if s.parallel else 1
+    sums = site.scratch((used, s.o))
+    slots = [winner, *pooling, pooled, site.scratch((used, s.o)), sums]
+    made = _weigh(site, s, dw, x, dy, slots)
+    if made is not None:
+        end = Instruction(add_columns, [sums, used, s.o, dbias], parallel=False, wait=False)
+        return [*made, end]
+    dz = site.scratch((s.n, *spatial, s.o))
+    back = (dy, winner, pooled, spatial, *windows)
+    first = lower_pool_relu_backward(site, (dz, dbias), *back)
+    then = _weigh(site, s, dw, x, dz, None)
+    return None if first is None or then is None else [*first, *then]
+
+
+def _weigh(
+    site: Site, s: Sizes, dw: np.ndarray, x: Any, dy: Any, pooling: list[Any] | None
+) -> Instructions:
+    """conv_weight, perhaps of what pooling lets through of dy."""
     before, x0 = in_order(site, x)
     more, dy0 = in_order(site, dy)
-    s = sizes_of(x.shape, dw.shape[0], kernel, *options)
-    if s is None or x0 is None or dy0 is None or dw.dtype != np.float32:
-        return None
-    if s.n * s.pixels * s.o != dy.size:
+    if x0 is None or dy0 is None or dw.dtype != np.float32:
         return None
     pitch, used = whole(s.o), site.parts if s.parallel else 1
     made: Instruction
     if s.width * pitch * 4 > 2 * CACHED:
+        if pooling is not None:
+            return None
         pitch = s.o
         totals = site.scratch((used, s.width, pitch))
         slots = [*s.column_slots(0), x0, dy0, s.columns(site), totals]
@@ -361,10 +274,12 @@ def lower_conv_weight(
         totals = site.scratch((used, s.width, pitch))
         row = site.scratch(pitch)
         zeros = [0, s.o, pitch, row]
-        before = [*before, Instruction(kernels.pack_row, zeros, parallel=False, wait=False)]
-        memory = 0 if pitch == s.o else site.scratch((used, s.each, s.pixels, pitch))
+        more = [*more, Instruction(kernels.pack_row, zeros, parallel=False, wait=False)]
+        memory: Any = 0
+        if pitch != s.o or pooling is not None:
+            memory = site.scratch((used, s.each, s.pixels, pitch))
         slots = [*s.slots(site, row, True), x0, dy0, memory, sums, totals]
-        slots.append(_bytes(np.arange(s.width) * pitch))
+        slots += [byte_offsets(np.arange(s.width) * pitch), *([0] if pooling is None else pooling)]
         made = Instruction(kernels.weigh, slots, parallel=s.parallel)
     end = [totals, used, s.width, s.o, pitch, dw, dw.strides[0], _window_strides(s, dw)]
     last = Instruction(kernels.add_weights, end, parallel=totals.size > 4096)

@@ -12,8 +12,15 @@ a row of O numbers for sums to begin with; and memory for framed images (a block
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpubackprop.backends.cpu.native.abi import floats, inline, kernel, longs, share
-from gpubackprop.backends.cpu.native.pooling_kernels import pool_lines
+from gpubackprop.backends.cpu.native.pooling_kernels import (
+    add_sums,
+    begin_sums,
+    pool_lines,
+    unpool_image,
+)
 from gpubackprop.backends.cpu.native.tiles import tiles
 
 FLUSH = 8
@@ -166,7 +173,9 @@ def weigh(frame, part, parts):
 
     Frame: as above (the row is zeros), then x, dy, memory for dy with channels in whole vectors (a
     block for each part; 0 where they are), memory for sums (parts, window, O in whole vectors),
-    totals alike, byte offsets of the rows of sums.
+    totals alike, byte offsets of the rows of sums, and winners, where dy is that of what was cut at
+    0 and pooled (0 otherwise). Then follow the slots of ``unpool_image``, the largest number of
+    each window, and sums of dy (parts, O) over an image and over all images.
     """
     each, pixels, o, pitch = frame[1], frame[9], frame[10], frame[11]
     width = frame[12]
@@ -176,11 +185,26 @@ def weigh(frame, part, parts):
     clear(total, width * pitch)
     own = frame[19] + 4 * part * each * pixels * pitch
     blocks = 0
+    size, some, all_of = np.int64(0), np.int64(0), np.int64(0)
+    if frame[23]:
+        size = frame[35] * frame[36] * o
+        some, all_of = frame[39] + 4 * part * o, frame[40] + 4 * part * o
+        begin_sums(all_of, o)
     for first in range(start, stop, each):
         count = min(each, stop - first)
         images = images_of(frame, frame[17], memory, first, count)
         dy = frame[18] + 4 * first * pixels * o
-        if frame[19]:
+        if frame[23]:
+            begin_sums(some, o)
+            for i in range(count):
+                at = (first + i) * size
+                unpool_image(
+                    frame, 24, own + 4 * i * pixels * pitch, pitch, frame[18] + 4 * at,
+                    frame[23] + at, frame[38] + 4 * at, some,
+                )  # fmt: skip
+            add_sums(some, all_of, o)
+            dy = own
+        elif frame[19]:
             copy_rows(dy, o, own, pitch, count * pixels, o)
             dy = own
         tiles(

@@ -93,72 +93,75 @@ def max_pool(frame, part, parts):
 
 
 @inline
-def clear_uncovered(image, h, w, c, covered_h, covered_w):
+def begin_sums(sums, n):
+    """Zeros."""
+    target = floats(sums, n)
+    for k in range(n):
+        target[k] = 0
+
+
+@inline
+def add_sums(some, total, n):
+    """total += some."""
+    a, b = floats(some, n), floats(total, n)
+    for k in range(n):
+        b[k] += a[k]
+
+
+@inline
+def clear_uncovered(image, h, w, row_size, pitch, covered_h, covered_w):
     """Zeros in the lines from `covered_h` on, and in every line from `covered_w` on."""
     for i in range(h):
         first = covered_w if i < covered_h else 0
-        row = floats(image + 4 * (i * w + first) * c, (w - first) * c)
+        row = floats(image + 4 * (i * row_size + first * pitch), (w - first) * pitch)
         for k in range(row.size):
             row[k] = 0
 
 
-@kernel
-def max_unpool(frame, part, parts):
+@inline
+def unpool_image(frame, at, image, pitch, dy, winner, pooled, sums):
     """Each number of dy at the place that won its window, and 0 elsewhere.
 
-    Frame: as above, then dy, winner, dx; the largest number of each window, where only those above
-    0 pass dy on (0 for all); sums (parts, C) of dx over an image and over all images (0 for none).
-    Parts share the images.
+    image : address of H * W rows of C numbers, `pitch` numbers from one to the next.
+    dy, winner : addresses of (out, C) float32 and uint8.
+    pooled : address of the largest number of each window, where only those above 0 pass dy on; 0
+        for all.
+    sums : address of C float32, to which what was passed on is added; 0 for none.
     """
-    h, w, c, kh, kw = frame[1], frame[2], frame[3], frame[4], frame[5]
-    sh, sw, ph, pw = frame[6], frame[7], frame[8], frame[9]
-    dh, dw, oh, ow = frame[10], frame[11], frame[12], frame[13]
-    masked, summed = frame[18] != 0, frame[19] != 0
-    start, stop = share(frame[0], part, parts, 1)
-    some = floats(frame[19] + 4 * part * c if summed else frame[17], c)
-    total = floats(frame[20] + 4 * part * c if summed else frame[17], c)
-    if summed:
-        for k in range(c):
-            total[k] = 0
-    for n in range(start, stop):
-        image = frame[17] + 4 * n * h * w * c
-        clear_uncovered(image, h, w, c, 2 * oh if frame[14] else 0, 2 * ow)
-        if summed:
-            for k in range(c):
-                some[k] = 0
-        for z in range(oh * ow):
-            i, j = z // ow, z % ow
-            at = (n * oh * ow + z) * c
-            dy, won = floats(frame[15] + 4 * at, c), octets(frame[16] + at, c)
-            best = floats((frame[18] if masked else frame[15]) + 4 * at, c)
-            if frame[14]:
-                corner = image + 8 * (i * w + j) * c
-                x0, x1 = floats(corner, c), floats(corner + 4 * c, c)
-                x2, x3 = floats(corner + 4 * w * c, c), floats(corner + 4 * (w + 1) * c, c)
-                if masked and summed:
-                    for k in range(c):
-                        g = dy[k] if best[k] > 0 else f32(0)
-                        seat = won[k]
-                        some[k] += g
-                        x0[k] = g if seat == 0 else f32(0)
-                        x1[k] = g if seat == 1 else f32(0)
-                        x2[k] = g if seat == 2 else f32(0)
-                        x3[k] = g if seat == 3 else f32(0)
-                else:
-                    for k in range(c):
-                        g = dy[k] if (not masked) | (best[k] > 0) else f32(0)
-                        seat = won[k]
-                        x0[k] = g if seat == 0 else f32(0)
-                        x1[k] = g if seat == 1 else f32(0)
-                        x2[k] = g if seat == 2 else f32(0)
-                        x3[k] = g if seat == 3 else f32(0)
-                    if summed:
-                        for k in range(c):
-                            some[k] += dy[k]
-                continue
-            if summed:
+    h, w, c, kh, kw = frame[at], frame[at + 1], frame[at + 2], frame[at + 3], frame[at + 4]
+    sh, sw, ph, pw = frame[at + 5], frame[at + 6], frame[at + 7], frame[at + 8]
+    dh, dw, oh, ow = frame[at + 9], frame[at + 10], frame[at + 11], frame[at + 12]
+    pairs, masked, summed = frame[at + 13] != 0, pooled != 0, sums != 0
+    clear_uncovered(image, h, w, w * pitch, pitch, 2 * oh if pairs else 0, 2 * ow)
+    some = floats(sums if summed else image, c)
+    for z in range(oh * ow):
+        i, j = z // ow, z % ow
+        place = z * c
+        given, won = floats(dy + 4 * place, c), octets(winner + place, c)
+        best = floats((pooled if masked else dy) + 4 * place, c)
+        if pairs:
+            corner = image + 8 * (i * w + j) * pitch
+            x0, x1 = floats(corner, c), floats(corner + 4 * pitch, c)
+            below = corner + 4 * w * pitch
+            x2, x3 = floats(below, c), floats(below + 4 * pitch, c)
+            if masked and summed:
                 for k in range(c):
-                    some[k] += dy[k] if (not masked) | (best[k] > 0) else f32(0)
+                    g = given[k] if best[k] > 0 else f32(0)
+                    seat = won[k]
+                    some[k] += g
+                    x0[k] = g if seat == 0 else f32(0)
+                    x1[k] = g if seat == 1 else f32(0)
+                    x2[k] = g if seat == 2 else f32(0)
+                    x3[k] = g if seat == 3 else f32(0)
+                continue
+            for k in range(c):
+                g = given[k] if (not masked) | (best[k] > 0) else f32(0)
+                seat = won[k]
+                x0[k] = g if seat == 0 else f32(0)
+                x1[k] = g if seat == 1 else f32(0)
+                x2[k] = g if seat == 2 else f32(0)
+                x3[k] = g if seat == 3 else f32(0)
+        else:
             for a in range(kh):
                 row = i * sh + a * dh - ph
                 if row < 0 or row >= h:
@@ -167,14 +170,36 @@ def max_unpool(frame, part, parts):
                     column = j * sw + b * dw - pw
                     if column < 0 or column >= w:
                         continue
-                    x = floats(image + 4 * (row * w + column) * c, c)
+                    x = floats(image + 4 * (row * w + column) * pitch, c)
                     seat = np.uint8(a * kw + b)
                     for k in range(c):
                         hit = (won[k] == seat) & ((not masked) | (best[k] > 0))
-                        x[k] += dy[k] if hit else f32(0)
+                        x[k] += given[k] if hit else f32(0)
         if summed:
             for k in range(c):
-                total[k] += some[k]
+                some[k] += given[k] if (not masked) | (best[k] > 0) else f32(0)
+
+
+@kernel
+def max_unpool(frame, part, parts):
+    """``unpool_image`` for every image. Frame: as above, then dy, winner, dx; the largest number of
+    each window, or 0; sums (parts, C) over an image and over all images, or 0. Parts share the
+    images."""
+    h, w, c, size = frame[1], frame[2], frame[3], frame[12] * frame[13]
+    start, stop = share(frame[0], part, parts, 1)
+    some = frame[19] + 4 * part * c if frame[19] else frame[19]
+    total = frame[20] + 4 * part * c
+    if frame[19]:
+        begin_sums(total, c)
+    for n in range(start, stop):
+        at = n * size * c
+        best = frame[18] + 4 * at if frame[18] else frame[18]
+        if frame[19]:
+            begin_sums(some, c)
+        image = frame[17] + 4 * n * h * w * c
+        unpool_image(frame, 1, image, c, frame[15] + 4 * at, frame[16] + at, best, some)
+        if frame[19]:
+            add_sums(some, total, c)
 
 
 @inline
@@ -223,7 +248,7 @@ def average_unpool(frame, part, parts):
     start, stop = share(frame[0], part, parts, 1)
     for n in range(start, stop):
         image = frame[16] + 4 * n * h * w * c
-        clear_uncovered(image, h, w, c, 0, 0)
+        clear_uncovered(image, h, w, w * c, c, 0, 0)
         for z in range(oh * ow):
             i, j = z // ow, z % ow
             dy = floats(frame[15] + 4 * (n * oh * ow + z) * c, c)
