@@ -24,12 +24,12 @@ from numba.extending import intrinsic
 from gpubackprop.backends.cpu.native.abi import FAST
 
 _FEATURES = llvm.get_host_cpu_features()
-_MANY = bool(_FEATURES.get("avx512f")) or platform.machine() in ("aarch64", "arm64")
 LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx") else 4
 """Numbers in a vector of this machine."""
-WIDEST = 4 if _MANY else 2
-"""Vectors of the widest tile: its sums, a row of the matrix and a factor fill the registers."""
-_ROWS = {4: 6, 2: 8 if _MANY else 6, 1: 8}
+WIDEST = 4 if LANES == 16 or platform.machine() in ("aarch64", "arm64") else 2
+"""Vectors of the widest tile. Its sums, a row of the matrix and a factor fill the registers, which
+are 32 of AVX-512 and NEON, 16 of older ones."""
+_ROWS = {4: 6, 2: 6, 1: 8}
 
 
 def whole(n: int) -> int:
