@@ -8,6 +8,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
+BESIDE := torch==2.13.0 jax scikit-learn tinygrad
 RECIPE ?= digits-mlp
 ARGS ?=
 JOBS ?= 2
@@ -16,7 +18,7 @@ CUDA ?= 13
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help train test peers kernels test-gpu lint format bench clean FORCE
+.PHONY: help train test peers kernels test-gpu lint format bench bench-cpu clean FORCE
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -50,8 +52,11 @@ bench: $(VENV)/.installed-peers ## time this project, PyTorch and scikit-learn i
 	$(BIN)/python -m benchmarks.mlp
 	$(BIN)/python -m benchmarks.operation_cost
 
-clean: ## remove .venv and every cache
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+bench-cpu: $(BENCH)/.installed ## time six workloads beside PyTorch, JAX, scikit-learn and tinygrad, in an environment of their own
+	$(BENCH)/bin/python -m benchmarks.cpu $(ARGS)
+
+clean: ## remove .venv, .venv-bench and every cache
+	rm -rf $(VENV) $(BENCH) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find gpubackprop tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 
 # The script runs every time but touches the file only when it makes the environment.
@@ -61,6 +66,17 @@ $(VENV)/.python: FORCE
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.python
 	@echo "Installing gpubackprop[$*] into $(VENV)" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+# A library that cannot be installed is named and left out; the benchmark says so too.
+$(BENCH)/.installed: pyproject.toml
+	@PYTHON='$(PYTHON)' sh tools/venv.sh $(BENCH)
+	@echo "Installing gpubackprop[fast,plot] and the libraries beside it into $(BENCH)" >&2
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fast,plot]'
+	@for package in $(BESIDE); do \
+		$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check $$package \
+			|| echo "$$package could not be installed" >&2; \
+	done
 	@touch $@
 
 FORCE:

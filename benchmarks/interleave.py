@@ -16,6 +16,8 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -46,7 +48,13 @@ HEADER = f"{'contender':<26}{'steps/s':>12}{'us/step':>12}{'ratio':>8}  [lowest 
 
 
 def run(
-    module: str, workload: str, contenders: Sequence[str], rounds: int, seconds: float
+    module: str,
+    workload: str,
+    contenders: Sequence[str],
+    rounds: int,
+    seconds: float,
+    environment: dict[str, str] | None = None,
+    patience: float = 3600.0,
 ) -> tuple[list[Result], dict[str, str]]:
     """Time contenders in turns.
 
@@ -56,6 +64,8 @@ def run(
     contenders : the first is the one that ratios refer to.
     rounds : turns of each contender.
     seconds : length of a turn.
+    environment : of the processes; None for this one's.
+    patience : seconds after which a contender that is not ready is given up.
 
     Returns
     -------
@@ -66,42 +76,41 @@ def run(
     absent: dict[str, str] = {}
     try:
         for name in contenders:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, "--worker", name, workload],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                bufsize=1,
-            )
-            assert process.stdout is not None and process.stderr is not None
-            line = process.stdout.readline()
-            while line and not line.startswith("READY"):
-                line = process.stdout.readline()
-            if not line:
-                absent[name] = (
-                    process.stderr.read().strip().splitlines() or ["ended without a word"]
-                )[-1]
-                process.wait()
-                continue
+            command = [sys.executable, "-m", module, "--worker", name, workload]
+            with tempfile.TemporaryFile("w+") as errors:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    bufsize=1,
+                    start_new_session=True,
+                    env=environment,
+                )
+                workers[name] = process
+                line = _until_ready(process, patience)
+                if not line:
+                    del workers[name]
+                    absent[name] = ended(process, errors, patience)
+                    continue
             infos[name] = json.loads(line[5:])
-            workers[name] = process
-            process.send_signal(signal.SIGSTOP)
+            os.killpg(process.pid, signal.SIGSTOP)
         rates: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(rounds):
             for name, process in workers.items():
                 assert process.stdin is not None and process.stdout is not None
-                process.send_signal(signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGCONT)
                 time.sleep(0.05)
                 process.stdin.write(f"go {seconds}\n")
                 rates[name].append(float(process.stdout.readline()))
-                process.send_signal(signal.SIGSTOP)
+                os.killpg(process.pid, signal.SIGSTOP)
+        for name, process in workers.items():
+            infos[name] |= peak_memory(process.pid)
     finally:
         for process in workers.values():
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-            process.wait()
-    base = contenders[0]
+            stop(process)
+    base = contenders[0] if contenders else None
     results = []
     for name, found in rates.items():
         ratios = [a / b for a, b in zip(found, rates.get(base, found), strict=True)]
@@ -118,6 +127,50 @@ def run(
     return results, absent
 
 
+def _until_ready(process: subprocess.Popen[str], patience: float) -> str:
+    """The line that says a contender is ready; empty if it ended, or took too long and was
+    ended."""
+    assert process.stdout is not None
+    timer = threading.Timer(patience, stop, (process,))
+    timer.start()
+    try:
+        line = process.stdout.readline()
+        while line and not line.startswith("READY"):
+            line = process.stdout.readline()
+    finally:
+        timer.cancel()
+    return line
+
+
+def ended(process: subprocess.Popen[str], errors: Any, patience: float) -> str:
+    """Why a process ended before it was ready: the last line of what it wrote to `errors`."""
+    if process.wait() == -signal.SIGKILL:
+        return f"killed: not ready within {patience:g} s, or out of memory"
+    errors.seek(0)
+    lines = errors.read().strip().splitlines()
+    return lines[-1] if lines else f"ended without a word, status {process.returncode}"
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a process and those that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def peak_memory(process: int | str = "self") -> dict[str, int]:
+    """``peak_mb``, the most memory that a process ever held in RAM (VmHWM); empty where the system
+    does not tell."""
+    try:
+        with open(f"/proc/{process}/status") as file:
+            found = [line.split()[1] for line in file if line.startswith("VmHWM")]
+    except OSError:
+        return {}
+    return {"peak_mb": round(int(found[0]) / 1024)} if found else {}
+
+
 def show(title: str, results: Sequence[Result], absent: dict[str, str]) -> None:
     """Print the table of a workload."""
     print(f"\n{title}\n{HEADER}")
@@ -127,22 +180,32 @@ def show(title: str, results: Sequence[Result], absent: dict[str, str]) -> None:
         print(f"{name:<26}absent: {reason}")
 
 
-def serve(step: Callable[[], Any], info: dict[str, Any], steps_per_call: int = 1) -> None:
-    """The contender's side: warm up, say so, then run when told."""
+def serve(
+    step: Callable[[], Any],
+    info: dict[str, Any],
+    steps_per_call: int = 1,
+    sync: Callable[[], Any] = lambda: None,
+) -> None:
+    """The contender's side: warm up, say so, then run when told; `sync` waits for steps that run
+    behind the interpreter's back."""
     for _ in range(3):
         step()
+    sync()
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < 0.3:
         step()
         calls += 1
+    sync()
     rate = calls / (time.perf_counter() - start)
     print("READY" + json.dumps(info), flush=True)
     for line in sys.stdin:
         wanted = max(1, round(rate * float(line.split()[1])))
         step()
+        sync()
         start = time.perf_counter()
         for _ in range(wanted):
             step()
+        sync()
         rate = wanted / (time.perf_counter() - start)
         print(rate * steps_per_call, flush=True)
 
@@ -243,7 +306,8 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     versions = {}
-    for package in ("numpy", "torch", "scikit-learn", "jax", "cupy-cuda13x"):
+    packages = ("numpy", "numba", "torch", "scikit-learn", "jax", "tinygrad", "cupy-cuda13x")
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

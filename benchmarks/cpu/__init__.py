@@ -1,0 +1,1 @@
+"""Six training workloads on the CPU: this project, eager and compiled, beside other libraries."""
