@@ -14,12 +14,12 @@ from gpubackprop.backends.cpu.native.chains import add_columns
 from gpubackprop.backends.cpu.native.convolution_sizes import Shape, Sizes, byte_offsets, sizes_of
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
+from gpubackprop.backends.cpu.native.order import in_order
 from gpubackprop.backends.cpu.native.pooling import (
     lower_max_pool,
     lower_pool_relu_backward,
     window_slots,
 )
-from gpubackprop.backends.cpu.native.reductions import copy_instruction
 from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST, whole
 
 Outs = tuple[np.ndarray, ...]
@@ -28,17 +28,6 @@ Instructions = list[Instruction] | None
 CACHED = 3 << 18
 """Bytes of a weight that a core keeps near: wider ones are read too often by tiles, and are left to
 the BLAS, with copies of all windows."""
-
-
-def in_order(site: Site, x: np.ndarray) -> tuple[list[Instruction], np.ndarray | None]:
-    """A float32 array in C order, copied where it is not."""
-    if x.dtype != np.float32:
-        return [], None
-    if x.flags.c_contiguous:
-        return [], x
-    copy = site.scratch(x.shape)
-    made = copy_instruction(copy, x)
-    return ([], None) if made is None else ([made], copy)
 
 
 def _pair_strides(weight: np.ndarray) -> tuple[int, int, int, int]:
@@ -230,7 +219,7 @@ def lower_pool_relu_conv_weight(
     groups)``. For a first layer, where nothing else needs dz, which is not kept."""
     dw, dbias = outs
     s = sizes_of(x.shape, dw.shape[0], kernel, *options)
-    if s is None or tuple(spatial) != s.out[2 - len(spatial) :] or not fit(dy, pooled, dbias):
+    if s is None or tuple(spatial) != s.out[2 - len(spatial) :] or not fit(pooled, dbias):
         return None
     if not fit(winner, dtype=np.uint8) or not dy.size:
         return None

@@ -12,6 +12,7 @@ from gpubackprop.backends.cpu.native import pooling_kernels as kernels
 from gpubackprop.backends.cpu.native.chains import add_columns
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
+from gpubackprop.backends.cpu.native.order import in_order, out_in_order
 
 Outs = tuple[np.ndarray, ...]
 Shape = tuple[int, ...]
@@ -61,14 +62,17 @@ def lower_max_pool(
     ceil: bool = False,
 ) -> Instructions:
     """The largest number of each window, and its place."""
-    y, winner = outs
-    if not fit(x, y) or not fit(winner, dtype=np.uint8) or not _alike(x, y):
+    before, source = in_order(site, x)
+    y, after = out_in_order(site, outs[0])
+    winner, last = out_in_order(site, outs[1], np.uint8)
+    if source is None or y is None or winner is None or not _alike(x, y):
         return None
     slots = window_slots(x.shape, y.shape, kernel, stride, padding, dilation)
     if slots is None:
         return None
-    frame = [len(x), *slots, x, y, winner]
-    return [Instruction(kernels.max_pool, frame, parallel=x.size > SERIAL)]
+    frame = [len(x), *slots, source, y, winner]
+    made = Instruction(kernels.max_pool, frame, parallel=x.size > SERIAL)
+    return [*before, made, *after, *last]
 
 
 def _unpool(
@@ -79,9 +83,14 @@ def _unpool(
     pooled: np.ndarray | None,
     windows: tuple[Shape, Shape, Shape, Shape],
 ) -> Instructions:
-    dx, *sums = outs
-    present = [a for a in (dx, *sums, dy, pooled) if a is not None]
-    if not fit(*present) or not fit(winner, dtype=np.uint8) or not _alike(dx, dy):
+    sums = outs[1:]
+    before, given = in_order(site, dy)
+    dx, last = out_in_order(site, outs[0])
+    if given is None or dx is None or not _alike(dx, dy):
+        return None
+    if not fit(*sums) or not fit(winner, dtype=np.uint8):
+        return None
+    if pooled is not None and not fit(pooled):
         return None
     slots = window_slots(dx.shape, dy.shape, *windows)
     if slots is None:
@@ -94,8 +103,8 @@ def _unpool(
     if sums:
         memory = [site.scratch((used, c)), site.scratch((used, c))]
         after.append(Instruction(add_columns, [memory[1], used, c, sums[0]], parallel=False))
-    frame = [len(dx), *slots, dy, winner, dx, 0 if pooled is None else pooled, *memory]
-    return [Instruction(kernels.max_unpool, frame, parallel=parallel), *after]
+    frame = [len(dx), *slots, given, winner, dx, 0 if pooled is None else pooled, *memory]
+    return [*before, Instruction(kernels.max_unpool, frame, parallel=parallel), *after, *last]
 
 
 @lowers("max_pool_backward")
@@ -151,14 +160,15 @@ def lower_avg_pool(
     divisor_override: int | None = None,
 ) -> Instructions:
     """The mean of each window."""
-    y = outs[0]
-    if not fit(x, y) or not _alike(x, y) or divisor_override == 0:
+    before, source = in_order(site, x)
+    y, after = out_in_order(site, outs[0])
+    if source is None or y is None or not _alike(x, y) or divisor_override == 0:
         return None
     slots = window_slots(x.shape, y.shape, kernel, stride, padding, (1,) * len(kernel))
     if slots is None:
         return None
-    frame = [len(x), *slots, x, y, count_include_pad, divisor_override or 0]
-    return [Instruction(kernels.average_pool, frame, parallel=x.size > SERIAL)]
+    frame = [len(x), *slots, source, y, count_include_pad, divisor_override or 0]
+    return [*before, Instruction(kernels.average_pool, frame, parallel=x.size > SERIAL), *after]
 
 
 @lowers("avg_pool_backward")
@@ -175,11 +185,13 @@ def lower_avg_pool_backward(
     divisor_override: int | None = None,
 ) -> Instructions:
     """Each number of dy, divided, at every pixel of its window."""
-    dx = outs[0]
-    if not fit(dx, dy) or not _alike(dx, dy) or divisor_override == 0:
+    before, given = in_order(site, dy)
+    dx, after = out_in_order(site, outs[0])
+    if given is None or dx is None or not _alike(dx, dy) or divisor_override == 0:
         return None
     slots = window_slots(dx.shape, dy.shape, kernel, stride, padding, (1,) * len(kernel))
     if slots is None:
         return None
-    frame = [len(dx), *slots, dy, dx, count_include_pad, divisor_override or 0]
-    return [Instruction(kernels.average_unpool, frame, parallel=dx.size > SERIAL and len(dx) > 1)]
+    frame = [len(dx), *slots, given, dx, count_include_pad, divisor_override or 0]
+    parallel = dx.size > SERIAL and len(dx) > 1
+    return [*before, Instruction(kernels.average_unpool, frame, parallel=parallel), *after]
