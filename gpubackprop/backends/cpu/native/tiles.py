@@ -39,7 +39,8 @@ def whole(n: int) -> int:
 
 def _tile(vectors: int) -> Any:
     """``tile(i, n, starts, ends, a, out, b, step, places, depth, beta, first, relu)``: rows i to
-    i + _ROWS[vectors] of n, but for those past the end.
+    i + _ROWS[vectors] of n. For those past the end the last one is done again, with the same
+    result.
 
     Row r has its run of numbers at ``a + starts[r]`` and its sums at ``out + ends[r]``; place k has
     its number at ``places[k]`` in the run, and its row of the matrix at ``b + k * step``. Sums
@@ -111,7 +112,6 @@ def _emit(
     def vectors_at(address: Any) -> list[Any]:
         return [load(address, vector, 4 * LANES * v) for v in range(vectors)]
 
-    left = builder.sub(n, i)
     last = builder.sub(n, number(1))
     sources, targets = [], []
     for r in range(rows):
@@ -169,18 +169,11 @@ def _emit(
         phi.add_incoming(kept, done)
         phi.add_incoming(positive, above)
         results.append(phi)
-    end = builder.append_basic_block("end")
     for r, target in enumerate(targets):
-        if r:
-            store = builder.append_basic_block(f"row{r}")
-            builder.cbranch(builder.icmp_signed(">", left, number(r)), store, end)
-            builder.position_at_end(store)
         for v in range(vectors):
             place = builder.add(target, number(4 * LANES * v))
             pointer = builder.inttoptr(place, vector.as_pointer())
             builder.store(results[r * vectors + v], pointer, align=4)
-    builder.branch(end)
-    builder.position_at_end(end)
 
 
 # Functions that are compiled to the cache may name such pieces only as globals.
