@@ -7,7 +7,7 @@ pytest.importorskip("numba")
 
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.convolution import ConvolutionKernels
-from gpubackprop.backends.cpu.native import convolution, tiles
+from gpubackprop.backends.cpu.native import convolution, convolution_sizes, tiles
 from gpubackprop.backends.cpu.native.engine import Program
 from gpubackprop.backends.cpu.native.lowering import Site, load
 
@@ -78,6 +78,8 @@ def way(request, monkeypatch):
     """Each of the two ways to multiply."""
     if request.param == "columns":
         monkeypatch.setattr(convolution, "CACHED", 0)
+        # Two images a block, so that there are several, and a smaller last one.
+        monkeypatch.setattr(convolution_sizes.Sizes, "block", 2)
     return request.param
 
 

@@ -22,7 +22,10 @@ SERIAL = 100_000
 ROWS = 128
 """Pixels that a block has at least: short sums and few rows waste time at their ends."""
 COLUMNS = 1 << 17
-"""Numbers of the windows of a block that are copied."""
+"""Numbers of the windows of a block that are copied, if these are enough for PRODUCT."""
+PRODUCT = 512
+"""Pixels of a block that is copied at least: the BLAS goes through the whole weight for each
+block."""
 
 
 class Sizes(NamedTuple):
@@ -102,7 +105,8 @@ class Sizes(NamedTuple):
     @property
     def block(self) -> int:
         """Images of a block whose windows are copied."""
-        return max(1, min(COLUMNS // (self.pixels * self.width), self.n))
+        images = max(COLUMNS // (self.pixels * self.width), -(-PRODUCT // self.pixels))
+        return min(images, self.n)
 
     def column_slots(self, weight: Any) -> list[Any]:
         """The first slots of a frame for ``column_kernels``."""
