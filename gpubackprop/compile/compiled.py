@@ -15,7 +15,7 @@ from gpubackprop.compile.checking import check_replay
 from gpubackprop.compile.entries import CHECKING, PENDING, READY, Entries, Entry
 from gpubackprop.compile.guards import UNKNOWN, Guards
 from gpubackprop.compile.matching import UnsettledError, match
-from gpubackprop.compile.replay import Replay
+from gpubackprop.compile.replay import compiled_step
 from gpubackprop.compile.report import describe
 from gpubackprop.compile.session import Outcome, record
 from gpubackprop.compile.tree import put_back, take_out
@@ -207,7 +207,7 @@ class Compiled:
         ordered = [grads.get(i, UNKNOWN) for i in outcome.recording.leaves]
         entry.guards = Guards(self.fn, outcome.recording, ordered)
         if settled and not entry.guards.open:
-            entry.replay = Replay(outcome, backend, _use_native(self.fast, backend))
+            entry.replay = compiled_step(outcome, backend, _use_native(self.fast, backend))
             entry.state = CHECKING if self.check else READY
             self._fruitless = 0
         elif self.eager is None and (

@@ -117,12 +117,22 @@ def _view(backend: Backend, ref: Ref) -> Any:
 
 
 def simplified(calls: Sequence[Call]) -> list[Call]:
-    """Kernels that do less where an argument is special: a first power is the number itself."""
+    """Kernels that do less where an argument is special: a first power is the number itself, a row
+    of ones times a matrix is a sum."""
+    ones = {c.outs[0].buffer for c in calls if c.kernel == "ones" and len(c.outs[0].shape) == 1}
     same: dict[Buffer, Ref] = {}
     kept = []
     for call in calls:
         source = call.args[0] if call.args else None
         if (
+            call.kernel == "matmul"
+            and isinstance(source, Ref)
+            and source.buffer in ones
+            and len(source.shape) == 1
+            and len(call.args[1].shape) == 2
+        ):
+            call = Call("sum", (call.args[1],), {"axis": 0}, call.outs)
+        elif (
             call.kernel == "power"
             and isinstance(source, Ref)
             and type(call.args[1]) in (int, float)

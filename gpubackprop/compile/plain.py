@@ -127,7 +127,7 @@ def _matmul(out: Any, x1: Any, x2: Any) -> Thunk | None:
         return None
     if x2.ndim == 2 and x1.ndim == 2:
         return partial(np.dot, x1, x2, out)
-    if x2.ndim == 2 and x1.ndim > 2 and x1.size and x1.flags.c_contiguous:
+    if x2.ndim == 2 and x1.ndim > 2 and x1.size and out.size and x1.flags.c_contiguous:
         rows = x1.reshape(-1, x1.shape[-1])
         return partial(np.dot, rows, x2, out.reshape(-1, out.shape[-1]))
     if x1.ndim == x2.ndim == 1:

@@ -49,7 +49,21 @@ class Report:
     seconds: float = 0.0
     compiled: int = 0
     plan: Plan | None = None
-    calls: list[str] = field(default_factory=list)
+    unfused: str = ""
+
+
+class UnfusedError(Exception):
+    """A fused call has no native kernel for its arrays."""
+
+
+def compiled_step(outcome: Outcome, backend: Backend, fast: bool) -> Replay:
+    """A recorded step made ready, fused where it can be."""
+    try:
+        return Replay(outcome, backend, fast)
+    except UnfusedError as error:
+        replay = Replay(outcome, backend, fast, fuse=False)
+        replay.report.unfused = str(error)
+        return replay
 
 
 class Replay:
@@ -60,9 +74,10 @@ class Replay:
     outcome : the recorded call.
     backend : its device.
     fast : whether native kernels may be used.
+    fuse : whether calls may be taken together.
     """
 
-    def __init__(self, outcome: Outcome, backend: Backend, fast: bool) -> None:
+    def __init__(self, outcome: Outcome, backend: Backend, fast: bool, fuse: bool = True) -> None:
         began = time.perf_counter()
         self.outcome, self.backend = outcome, backend
         self.numbers: list[float | int] = list(outcome.recording.numbers)
@@ -71,12 +86,12 @@ class Replay:
         self.report = Report(recorded=len(recording.calls))
         marker = _Marker(outcome)
         calls = passes.dead(recording.calls, marker.refs)
-        calls = passes.folded(calls, backend)
         calls = passes.simplified(calls)
+        calls = passes.folded(calls, backend)
         calls = passes.copies(calls)
         calls = passes.placed(calls)
         calls = passes.dead(calls, marker.refs)
-        if fast:
+        if fast and fuse:
             from gpubackprop.compile.fusion import fused
 
             calls = fused(calls, marker.refs, self.report)
@@ -142,6 +157,8 @@ class Replay:
 
     def add_plain(self, call: Call) -> None:
         """Append a call as the backend defines it."""
+        if not hasattr(self.backend, call.kernel):
+            raise UnfusedError(call.kernel)
         step = thunk(call, self.memory, self.backend, self.numbers)
         if step is not None:
             self.steps.append(step)
@@ -228,6 +245,13 @@ def _in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
     entry = TABLE.get(call.kernel)
     if entry is None or not entry.inplace or not call.outs or out is not call.outs[0]:
         return ()
+    if out.size < 2:
+        return ()
+    if call.kernel == "chain":
+        inputs, chain = call.args
+        if chain.results[0].how != "flat":
+            return ()
+        return tuple(x for x, kind in zip(inputs, chain.table.kinds, strict=True) if kind == "flat")
     names = _names(call.kernel)
     found = []
     for name in entry.inplace:
