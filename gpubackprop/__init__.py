@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from gpubackprop.autograd.checkpoint import checkpoint as checkpoint
     from gpubackprop.backends.random import Generator as Generator
     from gpubackprop.backends.random import manual_seed as manual_seed
+    from gpubackprop.compile.api import compile as compile
 
 
 # Imported on first use, so that `import gpubackprop` stays quick.
-_MODULES = ("data", "inspect", "interop", "nn", "optim", "testing", "training")
+_MODULES = ("compile", "data", "inspect", "interop", "nn", "optim", "testing", "training")
 _NAMES = {
     "Generator": "backends.random",
     "Operation": "autograd",
@@ -46,7 +47,7 @@ _NAMES = {
     "manual_seed": "backends.random",
 }
 
-__all__ = ["Generator", "Operation", "Sample", "Spec", "Tensor", "apply", "checkpoint"]
+__all__ = ["Generator", "Operation", "Sample", "Spec", "Tensor", "apply", "checkpoint", "compile"]
 __all__ += ["enable_grad", "grad", "manual_seed", "no_grad", "tensor"]
 __all__ += ["bool_", "float16", "float32", "float64", "int32", "int64", "uint8"]
 __all__ += _functions.__all__
