@@ -32,6 +32,7 @@ from gpubackprop.backends.cpu.fused import (
 from gpubackprop.backends.cpu.images import NumPyImage
 from gpubackprop.backends.cpu.norms import NumPyNorm
 from gpubackprop.backends.cpu.recurrent import NumPyRecurrent
+from gpubackprop.backends.cpu.updates import adam_update
 from gpubackprop.backends.primitives import Array, Axis, Shape
 from gpubackprop.backends.updates import Updates
 
@@ -191,4 +192,4 @@ class NumPyBackend(
     sgd_update = in_blocks(Updates.sgd_update)
     adagrad_update = in_blocks(Updates.adagrad_update)
     rmsprop_update = in_blocks(Updates.rmsprop_update)
-    adam_update = in_blocks(Updates.adam_update)
+    adam_update = in_blocks(adam_update)

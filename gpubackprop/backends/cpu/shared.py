@@ -62,9 +62,27 @@ def written_to(outs: Sequence[np.ndarray], kernel: Callable[..., Any], *args: An
     finally:
         _OFFER.arrays = before
     several = found if isinstance(found, (tuple, list)) else (found,)
-    for out, value in zip(outs, [v for v in several if v is not None], strict=True):
-        if value is not out:
-            out[...] = value
+    pairs = list(zip(outs, [v for v in several if v is not None], strict=True))
+    late = [(out, value) for out, value in pairs if value is not out and not _lies_at(out, value)]
+    if len(late) > 1:
+        # Memory that was offered for one result may hold another one, or what is a view of it.
+        late = [
+            (out, value.copy() if any(np.may_share_memory(value, o) for o in outs) else value)
+            for out, value in late
+        ]
+    for out, value in late:
+        out[...] = value
+
+
+def _lies_at(out: np.ndarray, value: Any) -> bool:
+    """Whether a result lies where it should: it may be another view of the same elements."""
+    return (
+        isinstance(value, np.ndarray)
+        and value.__array_interface__["data"][0] == out.__array_interface__["data"][0]
+        and value.shape == out.shape
+        and value.strides == out.strides
+        and value.dtype == out.dtype
+    )
 
 
 def in_blocks(
