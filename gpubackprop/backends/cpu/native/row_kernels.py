@@ -1,9 +1,9 @@
 """Native kernels over rows: the softmax family, its cross-entropy, and normalisation by layers.
 
-A row is copied to a thread's own memory first, and stays in the cache for all its passes; so results
-may lie in the memory of an argument. That memory is a whole number of vectors wide, and what is
-beyond the row's end is set to what changes no sum: loops then have no remainder, which would cost
-more than the rest where there are few classes.
+A row is copied to a thread's own memory first, and stays in the cache for all its passes; so
+results may lie in the memory of an argument. That memory is a whole number of vectors wide, and
+what is beyond the row's end is set to what changes no sum: loops then have no remainder, which
+would cost more than the rest where there are few classes.
 """
 
 from __future__ import annotations
@@ -281,8 +281,8 @@ def layer_norm(frame, part, parts):
 
 @kernel
 def layer_norm_backward(frame, part, parts):
-    """rstd * (g - mean(g) - xhat * mean(g * xhat)) of each row, g = dy * weight; and, for each block
-    of rows, the sum of dy * xhat. The blocks are the same for any number of parts.
+    """rstd * (g - mean(g) - xhat * mean(g * xhat)) of each row, g = dy * weight; and, for each
+    block of rows, the sum of dy * xhat. The blocks are the same for any number of parts.
 
     Frame: dy, step, x, step, dx, step, mean (0 where it counts as 0), rstd, weight (0 for none),
     rows, n, scratch (parts, 2, whole(n)), sums (blocks, n), blocks.

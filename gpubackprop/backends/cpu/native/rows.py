@@ -61,9 +61,7 @@ def _last(axis: int, x: np.ndarray) -> bool:
     return bool(x.ndim) and axis in (-1, x.ndim - 1)
 
 
-def _softmax(
-    site: Site, outs: Outs, x: np.ndarray, axis: int, logarithm: bool
-) -> Instructions:
+def _softmax(site: Site, outs: Outs, x: np.ndarray, axis: int, logarithm: bool) -> Instructions:
     both = _matrices(x, outs[0]) if _last(axis, x) else None
     if both is None:
         return None
@@ -73,17 +71,13 @@ def _softmax(
 
 
 @lowers("softmax", inplace=("x",))
-def lower_softmax(
-    site: Site, outs: Outs, x: np.ndarray, axis: int = -1
-) -> Instructions:
+def lower_softmax(site: Site, outs: Outs, x: np.ndarray, axis: int = -1) -> Instructions:
     """Softmax along the last axis."""
     return _softmax(site, outs, x, axis, False)
 
 
 @lowers("log_softmax", inplace=("x",))
-def lower_log_softmax(
-    site: Site, outs: Outs, x: np.ndarray, axis: int = -1
-) -> Instructions:
+def lower_log_softmax(site: Site, outs: Outs, x: np.ndarray, axis: int = -1) -> Instructions:
     """The logarithm of softmax along the last axis."""
     return _softmax(site, outs, x, axis, True)
 
