@@ -22,6 +22,8 @@ from gpubackprop.compile.trace import Call, replaced
 
 Thunk = Callable[[], Any]
 LIVE = (LiveFloat, LiveInt)
+SMALL = 65536
+"""Updates of more parameters than this run in blocks, which threads share."""
 
 
 def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | int]) -> Thunk | None:
@@ -38,8 +40,10 @@ def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | in
     if call.kernel == "copyto" and call.args[1] is not None and _same(call):
         return None
     lives = [a for a in (*args, *kwargs.values()) if isinstance(a, LIVE)]
+    # A result in the memory of an argument: only a single loop of NumPy's may write it there.
+    over = any(memory.meet(r, x) for r in call.outs for x in call.reads)
     if backend.name == "numpy" and not lives and outs:
-        spelled = SPELLINGS.get(call.kernel)
+        spelled = None if over else SPELLINGS.get(call.kernel)
         if spelled is not None and not kwargs.keys() - {"axis", "keepdims"}:
             made = spelled(outs[0], *args, **kwargs)
             if made is not None:
@@ -54,10 +58,14 @@ def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | in
         return partial(_copyto(backend), target, source)
     kernel = getattr(backend, call.kernel)
     if not outs:
+        if call.kernel == "sgd_update" and backend.name == "numpy":
+            made = _descent(numbers, *args, **kwargs)
+            if made is not None:
+                return made
         return (
             _written(kernel, args, kwargs, numbers) if lives else partial(kernel, *args, **kwargs)
         )
-    return _filled(backend, kernel, args, kwargs, outs, numbers)
+    return _filled(backend, kernel, args, kwargs, outs, numbers, over)
 
 
 def _same(call: Call) -> bool:
@@ -91,9 +99,15 @@ def _written(kernel: Any, args: Any, kwargs: Any, numbers: list[float | int]) ->
 
 
 def _filled(
-    backend: Backend, kernel: Any, args: Any, kwargs: Any, outs: Any, numbers: list[float | int]
+    backend: Backend,
+    kernel: Any,
+    args: Any,
+    kwargs: Any,
+    outs: Any,
+    numbers: list[float | int],
+    over: bool,
 ) -> Thunk:
-    """A kernel whose results go to `outs`."""
+    """A kernel whose results go to `outs`; where these lie over an argument, at the end."""
     live = any(isinstance(a, LIVE) for a in (*args, *kwargs.values()))
 
     def given() -> tuple[list[Any], dict[str, Any]]:
@@ -101,7 +115,7 @@ def _filled(
             return args, kwargs
         return _now(args, numbers), dict(zip(kwargs, _now(kwargs.values(), numbers), strict=True))
 
-    if backend.name == "numpy":
+    if backend.name == "numpy" and not over:
 
         def run() -> None:
             now, named = given()
@@ -153,6 +167,9 @@ def _linear(out: Any, x: Any, weight: Any, bias: Any = None) -> Thunk | None:
 
 
 def _sum(out: Any, x: Any, axis: Any = None, keepdims: bool = False) -> Thunk | None:
+    if x.dtype.char == "?" and axis is None and out.dtype == np.int64:
+        count = np.count_nonzero
+        return lambda: out.fill(count(x))
     if x.dtype != out.dtype or x.dtype == np.float16:
         return None
     lead = _leading(axis, x.ndim)
@@ -202,6 +219,35 @@ def _sigmoid_backward(out: Any, dy: Any, y: Any) -> Thunk | None:
         subtract(one, y, out)
         multiply(out, y, out)
         multiply(out, dy, out)
+
+    return run
+
+
+def _descent(
+    numbers: list[float | int],
+    param: Any,
+    grad: Any,
+    velocity: Any = None,
+    *,
+    lr: Any,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    **rest: Any,
+) -> Thunk | None:
+    """``sgd_update`` of few parameters without momentum: two passes."""
+    if momentum or weight_decay or param.size > SMALL or not param.dtype == grad.dtype:
+        return None
+    if param.dtype not in ONE:
+        return None
+    work, rate = np.empty(param.shape, param.dtype), np.array(float(lr), param.dtype)
+    place = lr.live if isinstance(lr, LIVE) else None
+    multiply, subtract = np.multiply, np.subtract
+
+    def run() -> None:
+        if place is not None:
+            rate.fill(numbers[place])
+        multiply(grad, rate, work)
+        subtract(param, work, param)
 
     return run
 
