@@ -41,11 +41,12 @@ class ArrayBackend(Backend):
             setattr(self, kernel, getattr(xp, kernel))
 
     def owner(self, x: Array) -> object:
-        while True:
-            base = getattr(x, "base", None)
-            if not isinstance(base, self.array_type):
-                return x
-            x = base
+        found, x = x, getattr(x, "base", None)
+        while x is not None:  # what is no array may stand between two, as for strided views
+            if isinstance(x, self.array_type):
+                found = x
+            x = getattr(x, "base", None)
+        return found
 
     def overlap(self, x: Array, y: Array) -> bool:
         return self.xp.may_share_memory(x, y)

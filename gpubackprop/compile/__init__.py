@@ -14,9 +14,9 @@ from typing import Any
 class _Package(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See :func:`gpubackprop.compile.api.compile`."""
-        from gpubackprop.compile.api import compile
+        from gpubackprop.compile import api
 
-        return compile(*args, **kwargs)
+        return api.compile(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -210,6 +210,14 @@ class Memory:
             found = self._views[id(ref)] = (ref, self._made(ref))
         return found[1]
 
+    def meet(self, a: Ref, b: Ref) -> bool:
+        """Whether two refs may have bytes in common where they lie now."""
+        if a.buffer.kind == "external" or b.buffer.kind == "external":
+            return a.overlaps(b)
+        (first, end), (start, last) = a.bounds, b.bounds
+        i, j = self.plan.offsets[a.buffer], self.plan.offsets[b.buffer]
+        return i + first < j + last and j + start < i + end
+
     def _made(self, ref: Ref) -> Array:
         buffer = ref.buffer
         if buffer.kind == "external":

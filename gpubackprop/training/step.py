@@ -66,10 +66,10 @@ class Step:
     def compile(self) -> None:
         """Replay compiled steps from now on, where the network allows it. Every step is a replay,
         the first of a resumed run too, so that a resumed run has the bits of one that went on."""
-        from gpubackprop.compile.api import compile
+        from gpubackprop.compile import api
 
-        self._numbers = compile(self._looked_at, strict=False, rehearse=self._rehearse)
-        self._change = compile(
+        self._numbers = api.compile(self._looked_at, strict=False, rehearse=self._rehearse)
+        self._change = api.compile(
             self._changed, strict=False, device=self.backend, rehearse=self.optimizer.snapshot
         )
 

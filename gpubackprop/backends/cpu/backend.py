@@ -74,7 +74,7 @@ def _bytes_of(owner: np.ndarray) -> np.ndarray:
         "data": (low, not owner.flags.writeable),
         "version": 3,
     }
-    holder = types.SimpleNamespace(__array_interface__=interface, owner=owner)
+    holder = types.SimpleNamespace(__array_interface__=interface, base=owner)
     return np.asarray(holder)
 
 
