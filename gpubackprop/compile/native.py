@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
-from gpubackprop.backends.cpu.native.abi import slot
+from gpubackprop.backends.cpu.native.abi import Kernel, slot
 from gpubackprop.backends.cpu.native.engine import Instruction, Program
 from gpubackprop.backends.cpu.native.lowering import Site, load
 from gpubackprop.backends.cpu.threads import threads
@@ -96,10 +98,12 @@ def assemble(replay: Replay) -> list[Callable[[], None]]:
     replay.report.parts = parts
     site = Pool(parts)
     pending: list[Instruction] = []
+    before = Kernel.compiled
     hazards = Hazards()
 
     def flush() -> None:
         if pending:
+            ready([i.kernel for i in pending])
             replay.steps.append(_runner(Program(pending, parts), replay.numbers))
             replay.report.programs += 1
             pending.clear()
@@ -130,7 +134,21 @@ def assemble(replay: Replay) -> list[Callable[[], None]]:
         pending.append(first._replace(wait=wait))
         pending.extend(rest)
     flush()
+    replay.report.compiled = Kernel.compiled - before
     return replay.steps
+
+
+def ready(kernels: Sequence[Kernel]) -> None:
+    """Compile what is not in the cache. The first time takes seconds, so it is shown."""
+    for made in tqdm(
+        [k for k in dict.fromkeys(kernels) if not k.loaded],
+        desc="compiling kernels (kept for later runs)",
+        unit="kernel",
+        leave=False,
+        delay=0.7,
+        file=sys.stderr,
+    ):
+        _ = made.address
 
 
 def _range(replay: Replay, ref: Ref) -> Range:

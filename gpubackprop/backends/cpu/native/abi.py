@@ -72,6 +72,11 @@ class Kernel:
                 Kernel.compiled += 1
         return self._made.address
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the machine code is in memory."""
+        return self._made is not None
+
     def __repr__(self) -> str:
         return f"<Kernel {self.name}>"
 
