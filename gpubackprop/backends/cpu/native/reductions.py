@@ -177,7 +177,8 @@ def lower_concatenate(
     site: Site, outs: Any, arrays: Any, axis: int = 0
 ) -> list[Instruction] | None:
     """One copy for each array."""
-    out, at, made = outs[0], 0, []
+    out, at = outs[0], 0
+    made: list[Instruction] = []
     axis %= out.ndim
     for x in arrays:
         n = x.shape[axis]
