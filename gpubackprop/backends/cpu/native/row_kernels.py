@@ -68,6 +68,13 @@ def normaliser(row, top):
 
 
 @inline
+def logarithm(x, top, rest):
+    """The logarithm of a probability, x - top - rest. In this order: the two together would lose
+    the digits of the smaller one."""
+    return (x - top) - rest
+
+
+@inline
 def whole(n):
     """`n` rounded up to whole vectors."""
     return (n + 15) // 16 * 16
@@ -91,7 +98,7 @@ def softmax(frame, part, parts):
         if frame[7]:
             rest = normaliser(row, top)
             for j in range(n):
-                y[j] = (row[j] - top) - rest
+                y[j] = logarithm(row[j], top, rest)
         else:
             scale = f32(1) / exponentials(row, top)
             for j in range(n):
@@ -152,7 +159,7 @@ def cross_entropy(frame, part, parts):
         top = largest(row)
         rest = normaliser(row, top)
         for j in range(n):
-            row[j] = (row[j] - top) - rest
+            row[j] = logarithm(row[j], top, rest)
         for j in range(n):
             logp[j] = row[j]
         label = target[i]
