@@ -29,6 +29,7 @@ MODULES = (
     "random",
     "attention",
     "recurrent",
+    "gated",
     "convolution",
     "pooling",
     "norms",

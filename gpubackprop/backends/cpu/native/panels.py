@@ -1,0 +1,188 @@
+"""Products of a few rows with a matrix that is used again and again.
+
+The BLAS rearranges its operands at each call, which for a product of few rows is as much work as
+the product itself. Where one matrix meets many small operands, as the weight of a recurrent layer
+does at each step, it is rearranged once: into *panels* of two vectors of columns, each panel's rows
+one after the other, so that the product reads it from the first number to the last.
+
+For B of (depth, columns), `columns` a multiple of LANES, the panel of the columns from c on begins
+at element ``c * depth``. If the number of vectors is odd, the last panel is one vector wide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from gpubackprop.backends.cpu.native.abi import FAST, floats, kernel, share
+from gpubackprop.backends.cpu.native.engine import Instruction
+from gpubackprop.backends.cpu.native.lowering import Site
+from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST, whole
+
+# Sums of a tile, two vectors of the matrix and a factor fill the registers of the processor.
+_TALL = 8 if WIDEST == 4 else 6
+_LOW = _TALL // 2
+_WIDE = 2 * LANES
+
+
+def _tile(rows: int, vectors: int) -> Any:
+    """``tile(left, depth, a, step_a, panel, out, step_out)``: `rows` rows of a product, `vectors`
+    vectors wide. Where fewer than `rows` are left, the last one is done again, with the same
+    result. Everything is an address, a number of bytes or a count; `depth` is at least 1."""
+
+    @intrinsic
+    def tile(
+        typingctx: Any,
+        left: Any,
+        depth: Any,
+        a: Any,
+        step_a: Any,
+        panel: Any,
+        out: Any,
+        step_out: Any,
+    ) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _emit(builder, rows, vectors, *args)
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 7), build
+
+    return tile
+
+
+def _emit(
+    builder: Any,
+    rows: int,
+    vectors: int,
+    left: Any,
+    depth: Any,
+    a: Any,
+    step_a: Any,
+    panel: Any,
+    out: Any,
+    step_out: Any,
+) -> None:
+    i64, i32, real = ir.IntType(64), ir.IntType(32), ir.FloatType()
+    vector = ir.VectorType(real, LANES)
+    spread = ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
+    undefined = ir.Constant(vector, ir.Undefined)
+    zeros = ir.Constant(vector, [0.0] * LANES)
+    name = f"llvm.fmuladd.v{LANES}f32"
+    kind = ir.FunctionType(vector, [vector] * 3)
+    fma = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+
+    def number(k: int) -> Any:
+        return ir.Constant(i64, k)
+
+    def at(address: Any, of: Any, plus: int = 0) -> Any:
+        place = builder.add(address, number(plus)) if plus else address
+        return builder.inttoptr(place, of.as_pointer())
+
+    last = builder.sub(left, number(1))
+    sources, targets = [], []
+    for r in range(rows):
+        row = builder.select(builder.icmp_signed("<", number(r), left), number(r), last)
+        sources.append(builder.add(a, builder.mul(row, step_a)))
+        targets.append(builder.add(out, builder.mul(row, step_out)))
+    entry = builder.block
+    loop, done = builder.append_basic_block("depth"), builder.append_basic_block("done")
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    k, place = builder.phi(i64), builder.phi(i64)
+    sums = [builder.phi(vector) for _ in range(rows * vectors)]
+    factors = [builder.load(at(place, vector, 4 * LANES * v), align=4) for v in range(vectors)]
+    found = []
+    offset = builder.mul(k, number(4))
+    for r, source in enumerate(sources):
+        alone = builder.load(at(builder.add(source, offset), real), align=4)
+        one = builder.insert_element(undefined, alone, ir.Constant(i32, 0))
+        many = builder.shuffle_vector(one, undefined, spread)
+        for v in range(vectors):
+            found.append(builder.call(fma, [many, factors[v], sums[r * vectors + v]]))
+    more = builder.add(k, number(1))
+    for phi, begin, then in (
+        (k, number(0), more),
+        (place, panel, builder.add(place, number(4 * LANES * vectors))),
+        *((s, zeros, f) for s, f in zip(sums, found, strict=True)),
+    ):
+        phi.add_incoming(begin, entry)
+        phi.add_incoming(then, loop)
+    builder.cbranch(builder.icmp_signed("<", more, depth), loop, done)
+
+    builder.position_at_end(done)
+    for r, target in enumerate(targets):
+        for v in range(vectors):
+            builder.store(found[r * vectors + v], at(target, vector, 4 * LANES * v), align=4)
+
+
+# Functions that are compiled to the cache may name such pieces only as globals.
+_tall, _low, _one, _narrow = _tile(_TALL, 2), _tile(_LOW, 2), _tile(1, 2), _tile(_TALL, 1)
+
+
+@numba.njit(**FAST)
+def multiply_panels(rows, columns, depth, a, step_a, panels, out, step_out):
+    """C = A B for A (rows, depth) and the panels of B (depth, columns).
+
+    `a`, `panels` and `out` are addresses; `step_a` and `step_out` the distances in bytes of two
+    rows, whose numbers lie one after the other. C has all `columns`, those of the filling too.
+    """
+    for c in range(0, columns, _WIDE):
+        panel, to, i = panels + 4 * c * depth, out + 4 * c, np.int64(0)
+        while i < rows:
+            left = rows - i
+            source, target = a + i * step_a, to + i * step_out
+            if columns - c < _WIDE:
+                _narrow(left, depth, source, step_a, panel, target, step_out)
+                i += _TALL
+            elif left > _LOW:
+                _tall(left, depth, source, step_a, panel, target, step_out)
+                i += _TALL
+            elif left > 1:
+                _low(left, depth, source, step_a, panel, target, step_out)
+                i += _LOW
+            else:
+                _one(left, depth, source, step_a, panel, target, step_out)
+                i += 1
+
+
+@kernel
+def pack_panels(frame, part, parts):
+    """Panels of B for a matrix of blocks of columns, each block filled up to whole vectors:
+    B[k, g * padded + j] = source[k, g * size + j].
+
+    Frame: source, its distances of two rows and of two columns in elements, depth, blocks, size,
+    padded, panels.
+    """
+    step_k, step_c = frame[1], frame[2]
+    depth, blocks, size, padded = frame[3], frame[4], frame[5], frame[6]
+    columns = blocks * padded
+    start, stop = share(columns, part, parts, _WIDE)
+    for c in range(start, stop, _WIDE):
+        wide = min(_WIDE, columns - c)
+        panel = floats(frame[7] + 4 * c * depth, depth * wide)
+        for i in range(wide):
+            block, j = (c + i) // padded, (c + i) % padded
+            if j >= size:
+                for k in range(depth):
+                    panel[k * wide + i] = np.float32(0.0)
+            else:
+                source = frame[0] + 4 * (block * size + j) * step_c
+                for k in range(depth):
+                    panel[k * wide + i] = floats(source + 4 * k * step_k, 1)[0]
+
+
+def packed(site: Site, source: np.ndarray, blocks: int) -> tuple[Instruction, np.ndarray]:
+    """The instruction that writes the panels of a float32 matrix (depth, blocks * size), and the
+    memory for them. Each block's columns are filled up to whole vectors."""
+    depth, size = source.shape[0], source.shape[1] // blocks
+    padded = whole(size)
+    panels = site.scratch((depth * blocks * padded,))
+    step_k, step_c = (s // 4 for s in source.strides)
+    slots = [source, step_k, step_c, depth, blocks, size, padded, panels]
+    return Instruction(pack_panels, slots, parallel=source.size > 1 << 15), panels
