@@ -153,7 +153,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = options.contenders
     # Ratios refer to the first.
     names = [*(["torch"] if "torch" in names else []), *(n for n in names if n != "torch")]
-    machine = {**interleave.machine(), "threads": rates.cores(), **rates.measure()}
+    load = os.getloadavg()[0]
+    machine = {**interleave.machine(), "threads": rates.cores(), "load": load, **rates.measure()}
+    if load > 0.5:
+        print(f"the machine is busy with something else (load {load:.1f}): libraries whose threads")
+        print("wait actively lose most by that, and no ratio below is worth much")
     print(f"{machine['processor']}, {machine['threads']} threads; {machine['versions']}")
     print(
         "Products, GFLOP/s: "
