@@ -39,12 +39,12 @@ class Region:
 
     Attributes
     ----------
-    buffer : which.
+    now : the memory.
     before, after : as it was, and as the replay left it.
     parameter : whether an update writes it through its first argument.
     """
 
-    buffer: Buffer
+    now: Array
     before: Array
     after: Array
     parameter: bool
@@ -69,10 +69,10 @@ def check_replay(replay: Replay, eager: Callable[[], Any], arrays: Sequence[Arra
             replay.try_out(arrays)
         results = replay.results()
         for r in regions:
-            r.after = backend.copy(r.buffer.array)
+            r.after = backend.copy(r.now)
     finally:
         for r in regions:
-            backend.copyto(r.buffer.array, r.before)
+            backend.copyto(r.now, r.before)
     for r in regions:
         if not r.parameter:
             r.before = None
@@ -84,8 +84,8 @@ def check_replay(replay: Replay, eager: Callable[[], Any], arrays: Sequence[Arra
             gap, size = _gap(backend, mine.array, theirs.array)
             _judge(f"result {i} of shape {theirs.shape}", gap, size, theirs.array.dtype)
     for r in regions:
-        now = r.buffer.array
-        where = f"outside memory of {now.nbytes} bytes ({now.dtype} {list(now.shape)})"
+        now = r.now
+        where = f"outside memory {now.dtype} {list(now.shape)}"
         gap, size = _gap(backend, r.after, now)
         if r.parameter:
             change, _ = _gap(backend, r.before, now)
@@ -104,8 +104,18 @@ def _regions(replay: Replay) -> list[Region]:
             if r.buffer.kind == "external":
                 update = call.kernel.endswith("_update") and r is call.writes[0]
                 written[r.buffer] = written.get(r.buffer, False) or update
-    copy = replay.backend.copy
-    return [Region(b, copy(b.array), None, p) for b, p in written.items()]
+    backend = replay.backend
+    regions = []
+    for buffer, parameter in written.items():
+        now = _whole(backend, buffer.array)
+        regions.append(Region(now, backend.copy(now), None, parameter))
+    return regions
+
+
+def _whole(backend: Backend, owner: Any) -> Array:
+    """All of what owns some memory, as an array of the backend."""
+    first = sum(max(0, (1 - n) * s) for n, s in zip(owner.shape, owner.strides, strict=True))
+    return backend.view_at(owner, first, owner.shape, owner.strides, owner.dtype)
 
 
 def _gap(backend: Backend, a: Array, b: Array) -> tuple[float, float]:
