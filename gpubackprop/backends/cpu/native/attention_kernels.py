@@ -20,8 +20,8 @@ from gpubackprop.backends.cpu.native.abi import (
     octets,
     share,
 )
-from gpubackprop.backends.cpu.native.mathematics import as_bits, exp, log
-from gpubackprop.backends.cpu.native.row_kernels import exponentials, largest
+from gpubackprop.backends.cpu.native.mathematics import as_bits, log
+from gpubackprop.backends.cpu.native.row_kernels import exp_or_zero, exponentials, largest
 from gpubackprop.backends.cpu.native.tiles import LANES, tiles
 
 f32 = np.float32
@@ -219,7 +219,7 @@ def slopes_row(s, ds, dy, y, lse):
     for j in range(dy.size):
         inner += dy[j] * y[j]
     for j in range(s.size):
-        w = exp(s[j] - lse)
+        w = exp_or_zero(s[j] - lse)
         s[j] = w
         ds[j] = w * (ds[j] - inner)
 

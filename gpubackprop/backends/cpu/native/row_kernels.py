@@ -47,12 +47,21 @@ def largest(row):
     return as_float(np.int32(top ^ ((top >> np.int32(31)) & np.int32(0x7FFFFFFF))))
 
 
+@inline
+def exp_or_zero(x):
+    """exp(x), and 0 where that is below the smallest normal number: what is made of others is slow
+    in most processors, and beside the largest element, whose exponential is 1, it is nothing."""
+    low = f32(-87.0)
+    e = exp(low if x < low else x)
+    return f32(0) if x < low else e
+
+
 @inline_fast
 def exponentials(row, top):
     """exp(row - top) in its place; gives their sum."""
     total = f32(0)
     for j in range(row.size):
-        e = exp(row[j] - top)
+        e = exp_or_zero(row[j] - top)
         row[j] = e
         total += e
     return total
@@ -63,7 +72,7 @@ def normaliser(row, top):
     """log(sum(exp(row - top)))."""
     total = f32(0)
     for j in range(row.size):
-        total += exp(row[j] - top)
+        total += exp_or_zero(row[j] - top)
     return log(total)
 
 
