@@ -358,6 +358,24 @@ class TestWrittenTo:
         assert shared.result((3, 3), np.dtype(np.float32)) is not a
 
 
+@pytest.mark.parametrize("kernel", ["sigmoid_backward", "matmul", "linear", "sum_to"])
+def test_several_passes_over_an_argument(kernel):
+    """Kernels that read an argument again after they have begun to write."""
+    x, weight = normal(6, 6), normal(6, 6)
+    first = Ref(Buffer(2, x.nbytes, "made"), 0, x.shape, x.strides, x.dtype)
+    out = Ref(Buffer(3, x.nbytes, "made"), 0, x.shape, x.strides, x.dtype)
+    given = whole(x, 0), whole(weight, 1)
+    calls = [Call("sigmoid", given[:1], {}, (first,))]
+    order = {"matmul": (first, given[1]), "linear": (first, given[1]), "sum_to": (first, (6, 6))}
+    calls.append(Call(kernel, order.get(kernel, (given[1], first)), {}, (out,)))
+    replayed = Replayed(calls, [out], [], CPU, (), always)
+    assert replayed.plan.shared == 1
+    y = CPU.sigmoid(x)
+    values = {"matmul": (y, weight), "linear": (y, weight), "sum_to": (y, (6, 6))}
+    expected = getattr(CPU, kernel)(*values.get(kernel, (weight, y)))
+    close(replayed.run([]), [expected])
+
+
 def test_warnings_are_as_in_the_eager_step():
     x = np.array([1000.0], np.float32)
     y = np.empty(1, np.float32)
