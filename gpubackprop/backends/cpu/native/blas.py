@@ -1,18 +1,31 @@
-"""The BLAS that NumPy brings along, called from native kernels.
+"""The BLAS that native kernels call: by default the one that NumPy brings along.
 
 Two pools of threads at once make each other wait: OpenBLAS's beside our own cost a factor of ten.
 So there is one pool, ours; each of its threads calls ``sgemm`` by itself on its part of a product,
 and while a program runs the BLAS is told to use one thread (and afterwards what it used before).
+
+The environment variable ``GPUBACKPROP_GEMM`` chooses another library, which must be installed:
+
+* ``numpy``: the OpenBLAS inside NumPy's wheels.
+* ``openblas``: the wheel ``scipy-openblas64``, which may be newer; also for a NumPy that was built
+  with another library.
+* ``mkl``: Intel's wheel ``mkl``.
+* ``auto``, the default: the first of these that is there. On processors of AMD no other is faster.
+
+Kernels know the product by the name ``SYMBOL`` alone. It is given an address when this module is
+imported, so before a kernel is compiled or loaded from the cache: what is cached fits any library.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import glob
+import importlib.metadata
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -20,8 +33,13 @@ import numpy as np
 from numba import types
 
 from gpubackprop.backends.cpu.native.abi import inline
+from gpubackprop.errors import ConfigError
+from gpubackprop.suggest import unknown
 
 SYMBOL = "gpubackprop_sgemm"
+VARIABLE = "GPUBACKPROP_GEMM"
+
+_SEQUENTIAL = 1  # MKL_THREADING_SEQUENTIAL
 
 
 class Blas(NamedTuple):
@@ -32,38 +50,129 @@ class Blas(NamedTuple):
     name : what it is called in reports.
     path : the library's file.
     sgemm : address of the product.
-    get_threads, set_threads : how many threads the library uses; None where it is not told.
+    get_threads, set_threads : how many threads the library uses, in the whole process.
     """
 
     name: str
     path: str
     sgemm: int
-    get_threads: Any
-    set_threads: Any
+    get_threads: Callable[[], int]
+    set_threads: Callable[[int], None]
+
+
+def _functions(path: Path, *names: str) -> list[Any]:
+    """Functions of a library; none where it cannot be loaded or lacks one."""
+    try:
+        library = ctypes.CDLL(str(path))
+        return [getattr(library, name) for name in names]
+    except (OSError, AttributeError):
+        return []
+
+
+def _openblas(name: str, paths: list[Path]) -> Blas | None:
+    for path in paths:
+        found = _functions(
+            path,
+            "scipy_cblas_sgemm64_",
+            "scipy_openblas_get_num_threads64_",
+            "scipy_openblas_set_num_threads64_",
+        )
+        if found:
+            return _blas(name, path, *found)
+    return None
+
+
+def _blas(name: str, path: Path, sgemm: Any, get: Any, put: Any) -> Blas:
+    get.restype, put.argtypes, put.restype = ctypes.c_int, [ctypes.c_int], None
+    address = ctypes.cast(sgemm, ctypes.c_void_p).value
+    return Blas(name, os.path.realpath(path), int(address or 0), get, put)
+
+
+def _installed(package: str, pattern: str) -> list[Path]:
+    """Files of an installed package whose names match, the last version first."""
+    try:
+        files = importlib.metadata.distribution(package).files or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = [Path(str(f.locate())) for f in files if re.fullmatch(pattern, f.name)]
+    return sorted(found, reverse=True)
+
+
+_OPENBLAS = r"(lib)?scipy_openblas64_.*\.(so|dylib|dll)"
+_MKL = r"(lib)?mkl_rt[.\d]*\.(so|dylib|dll)[.\d]*"
 
 
 @functools.cache
 def bundled() -> Blas | None:
     """NumPy's own OpenBLAS; None where this NumPy was built with another library."""
-    folder = os.path.join(os.path.dirname(np.__file__), os.pardir, "numpy.libs")
-    for path in sorted(glob.glob(os.path.join(folder, "libscipy_openblas64_*"))):
-        try:
-            library = ctypes.CDLL(path)
-            sgemm = ctypes.cast(library.scipy_cblas_sgemm64_, ctypes.c_void_p).value
-            get, put = (
-                library.scipy_openblas_get_num_threads64_,
-                library.scipy_openblas_set_num_threads64_,
-            )
-        except (OSError, AttributeError):
-            continue
-        get.restype, put.argtypes, put.restype = ctypes.c_int, [ctypes.c_int], None
-        return Blas("OpenBLAS of NumPy", os.path.realpath(path), int(sgemm or 0), get, put)
+    package = Path(np.__file__).parent
+    files: list[Path] = []
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        files += sorted(f for f in folder.glob("*") if re.fullmatch(_OPENBLAS, f.name))
+    return _openblas("OpenBLAS of NumPy", files)
+
+
+@functools.cache
+def separate() -> Blas | None:
+    """The OpenBLAS of the wheel ``scipy-openblas64``."""
+    return _openblas("OpenBLAS", _installed("scipy-openblas64", _OPENBLAS))
+
+
+@functools.cache
+def mkl() -> Blas | None:
+    """The library of the wheel ``mkl``, told to make no threads of its own if nobody in this
+    process has called it yet."""
+    for path in _installed("mkl", _MKL):
+        found = _functions(
+            path,
+            "cblas_sgemm_64",
+            "MKL_Get_Max_Threads",
+            "MKL_Set_Num_Threads",
+            "MKL_Set_Threading_Layer",
+        )
+        if found:
+            *rest, layer = found
+            layer.argtypes, layer.restype = [ctypes.c_int], ctypes.c_int
+            layer(_SEQUENTIAL)
+            return _blas("MKL", path, *rest)
     return None
+
+
+PROVIDERS: dict[str, Callable[[], Blas | None]] = {
+    "numpy": bundled,
+    "openblas": separate,
+    "mkl": mkl,
+}
+PACKAGES = {"numpy": "numpy", "openblas": "scipy-openblas64", "mkl": "mkl"}
+"""Where the libraries come from."""
+
+
+@functools.cache
+def chosen() -> Blas | None:
+    """The library that kernels call, for the whole life of the process; None where there is none.
+
+    Raises
+    ------
+    ConfigError
+        The environment variable names no library, or one that is not installed.
+    """
+    wanted = os.environ.get(VARIABLE) or "auto"
+    if wanted == "auto":
+        return next((found for find in PROVIDERS.values() if (found := find())), None)
+    if wanted not in PROVIDERS:
+        raise ConfigError(unknown(f"value of {VARIABLE}", wanted, ["auto", *PROVIDERS]))
+    found = PROVIDERS[wanted]()
+    if found is None:
+        raise ConfigError(
+            f"{VARIABLE}={wanted}: the package {PACKAGES[wanted]!r} is not installed"
+            " or has no library that fits"
+        )
+    return found
 
 
 def available() -> bool:
     """Whether native kernels have a BLAS to call; makes its symbol known to the compiler."""
-    blas = bundled()
+    blas = chosen()
     if blas is None:
         return False
     llvm.add_symbol(SYMBOL, blas.sgemm)
@@ -76,12 +185,9 @@ available()  # before any kernel is compiled, or loaded from the cache
 @contextmanager
 def single_threaded() -> Iterator[None]:
     """The BLAS uses one thread within the block. This is a setting of the whole process."""
-    blas = bundled()
-    if blas is None or blas.set_threads is None:
-        yield
-        return
-    before = blas.get_threads()
-    if before == 1:
+    blas = chosen()
+    before = 1 if blas is None else blas.get_threads()
+    if blas is None or before == 1:
         yield
         return
     blas.set_threads(1)

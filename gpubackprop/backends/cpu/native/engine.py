@@ -45,11 +45,14 @@ def _walk(program, count, part, parts, barrier):
         wait for the other parts before it.
     barrier : address of int64 words on cache lines of their own: arrivals, generation, status, and
         whether to stop. The generation only grows, so that a thread that is late to notice the end
-        of one run cannot take the next one's beginning for it; and the last to arrive decides for
-        all whether to stop, so that none waits for one that has left.
+        of one run cannot take the next one's beginning for it; the last to arrive decides for all
+        whether to stop, so that none waits for one that has left; and those that stop wait for each
+        other at the end too, so that nobody still has to read the decision when the next run
+        begins.
     """
     rows = longs(program, count, 4)
-    for i in range(count + 1):
+    i = 0
+    while True:
         if parts > 1 and (i == count or rows[i, 3]):
             generation = atomic_load(barrier + 64)
             if atomic_add(barrier, 1) == parts - 1:
@@ -62,12 +65,16 @@ def _walk(program, count, part, parts, barrier):
                     spins += 1
                     if spins > _SPINS:
                         _yield()
-        if i == count or (rows[i, 3] and atomic_load(barrier + (192 if parts > 1 else 128))):
+        if i == count:
             break
+        if rows[i, 3] and atomic_load(barrier + (192 if parts > 1 else 128)):
+            i = count
+            continue
         if rows[i, 2]:
             call_kernel(rows[i, 0], rows[i, 1], part, parts)
         elif part == i % parts:
             call_kernel(rows[i, 0], rows[i, 1], 0, 1)
+        i += 1
 
 
 class Instruction(NamedTuple):
@@ -140,35 +147,39 @@ class Team:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._workers: list[threading.Semaphore] = []
-        self._job: Any = None
         words = np.zeros(64, np.int64)
         first = -words.ctypes.data % 64 // 8
         self.words = words[first : first + 32]
         self._barrier = int(self.words.ctypes.data)
+        self._forget()
+
+    def _forget(self) -> None:
+        """A forked process has none of its parent's threads. Where the words are stays the same:
+        frames hold the address of the status."""
+        self._lock = threading.Lock()
+        self._workers: list[threading.Lock] = []  # a worker takes its lock to begin a job
+        self._job: Any = None
+        self.words[:] = 0
 
     def run(self, program: int, count: int, parts: int) -> int:
         """Walk a program with `parts` threads; gives the status word."""
         with self._lock, blas.single_threaded():
-            self.words[16] = self.words[24] = 0
+            self.words[16] = 0
             if parts > 1:
                 while len(self._workers) < parts - 1:
                     self._hire()
                 self._job = (program, count, parts)
+                # Locks, whose release is one step for the interpreter: were an interrupt from the
+                # keyboard raised between it and the walk, workers would wait for ever.
                 for k in range(parts - 1):
                     self._workers[k].release()
             _walk(program, count, 0, parts, self._barrier)
             return int(self.words[16])
 
     def _hire(self) -> None:
-        ready = threading.Semaphore(0)
+        ready = threading.Lock()
+        ready.acquire()
         part = len(self._workers) + 1
-        self._workers.append(ready)
 
         def work() -> None:
             while True:
@@ -177,6 +188,7 @@ class Team:
                 _walk(program, count, part, parts, self._barrier)
 
         threading.Thread(target=work, name=f"gpubackprop-native-{part}", daemon=True).start()
+        self._workers.append(ready)
 
 
 TEAM = Team()
