@@ -196,6 +196,8 @@ def _writable(chain: Chain, nodes: Sequence[Node], outs: Sequence[np.ndarray]) -
             return False
         if result.how == "all" and wanted in COUNTS:
             wanted = INT
+        if out.dtype not in (FLOAT, BOOL, INT):
+            return False
         if out.dtype != wanted or (result.how != FLAT and not out.flags.c_contiguous):
             return False
     return True
