@@ -29,8 +29,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,6 +89,7 @@ def one(
     with tempfile.TemporaryDirectory() as folder:
         environment = rates.environment(rates.cores())
         environment |= {
+            "TMPDIR": folder,  # PyTorch's compiler keeps headers there, whatever its cache is
             "TORCHINDUCTOR_CACHE_DIR": os.path.join(folder, "inductor"),
             "CACHEDB": os.path.join(folder, "tinygrad.db"),
         }
@@ -150,6 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         return 0
     options = parse(given)
+    if threading.current_thread() is threading.main_thread():
+        # A polite end, such as timeout's, has contenders stopped and folders removed too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = options.contenders
     # Ratios refer to the first.
     names = [*(["torch"] if "torch" in names else []), *(n for n in names if n != "torch")]
