@@ -6,13 +6,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpubackprop.backends.cpu.native.abi import doubles, floats, kernel, share
+from gpubackprop.backends.cpu.native.abi import doubles, floats, inline, kernel, share
 from gpubackprop.backends.cpu.native.blas import sgemm
+from gpubackprop.backends.cpu.native.chains import add_columns
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, lowers
 
 SERIAL = 150_000
 """Multiply-adds of a product that is left to one thread."""
+READ = 8
+"""What it costs to take an element of an operand into place, in multiply-adds."""
+LINES = 1 << 15
+"""Elements of a matrix from which on several threads share its product with a vector."""
+WIDEST = 4096
+"""Columns of a matrix whose sums a core keeps near while it reads the rows."""
+
+
+@inline
+def grid(m, n, parts):
+    """How many parts stand side by side, the rest above one another, in a (m, n) result: such that
+    the largest tile is smallest, and reads least of the operands."""
+    best, least = np.int64(1), np.int64(1) << 62
+    for across in range(1, parts + 1):
+        if parts % across:
+            continue
+        down = parts // across
+        rows = min(m, ((m + 15) // 16 + down - 1) // down * 16)
+        columns = min(n, ((n + 15) // 16 + across - 1) // across * 16)
+        cost = rows * columns + READ * (rows + columns)
+        if cost < least:
+            best, least = across, cost
+    return best
 
 
 @kernel
@@ -20,17 +44,15 @@ def product(frame, part, parts):
     """C = op(A) op(B), plus a row of biases where there is one, for matrices in rows.
 
     Frame: trans_a, trans_b, m, n, k, A, lda, B, ldb, C, ldc, bias (0 for none), beta (0 or 1).
-    Parts share rows or columns of C, whichever are more.
+    Each part computes one tile of C, all of about one size (see ``grid``).
     """
     trans_a, trans_b = frame[0], frame[1]
     m, n, k = frame[2], frame[3], frame[4]
     a, lda, b, ldb, c, ldc = frame[5], frame[6], frame[7], frame[8], frame[9], frame[10]
     bias, beta = frame[11], frame[12]
-    top, bottom, left, right = np.int64(0), m, np.int64(0), n
-    if m >= n:
-        top, bottom = share(m, part, parts, 16)
-    else:
-        left, right = share(n, part, parts, 16)
+    across = grid(m, n, parts)
+    top, bottom = share(m, part // across, parts // across, 16)
+    left, right = share(n, part % across, across, 16)
     rows, columns = bottom - top, right - left
     if rows <= 0 or columns <= 0:
         return
@@ -99,6 +121,63 @@ def add_sums(frame, part, parts):
     floats(frame[2], 1)[0] = total
 
 
+@kernel
+def row_times_matrix(frame, part, parts):
+    """Each part's share of y[j] = sum over i of x[i] * A[i, j], in blocks of 32 rows.
+
+    Frame: x, A, lda, rows, columns, blocks and sums (parts, columns) of the parts. The order of
+    the sums depends on the number of parts.
+    """
+    lda, n = frame[2], frame[4]
+    first, last = share(frame[3], part, parts, 32)
+    x = floats(frame[0], frame[3])
+    block, total = floats(frame[5] + 4 * part * n, n), floats(frame[6] + 4 * part * n, n)
+    for j in range(n):
+        total[j] = 0
+        block[j] = 0
+    for start in range(first, last, 32):
+        stop = min(start + 32, last)
+        i = start
+        while i + 4 <= stop:
+            at = frame[1] + 4 * i * lda
+            a, b = floats(at, n), floats(at + 4 * lda, n)
+            c, d = floats(at + 8 * lda, n), floats(at + 12 * lda, n)
+            p, q, r, s = x[i], x[i + 1], x[i + 2], x[i + 3]
+            for j in range(n):
+                block[j] += (p * a[j] + q * b[j]) + (r * c[j] + s * d[j])
+            i += 4
+        while i < stop:
+            a, p = floats(frame[1] + 4 * i * lda, n), x[i]
+            for j in range(n):
+                block[j] += p * a[j]
+            i += 1
+        for j in range(n):
+            total[j] += block[j]
+            block[j] = 0
+
+
+@kernel
+def matrix_times_column(frame, part, parts):
+    """y[i] = sum over j of A[i, j] * x[j], in blocks of 4,096; parts share the rows.
+
+    Frame: x, A, lda, rows, columns, y.
+    """
+    lda, n = frame[2], frame[4]
+    first, last = share(frame[3], part, parts, 16)
+    y = floats(frame[5], frame[3])
+    for i in range(first, last):
+        total = 0.0
+        for start in range(0, n, 4096):
+            count = min(4096, n - start)
+            row = floats(frame[1] + 4 * (i * lda + start), count)
+            x = floats(frame[0] + 4 * start, count)
+            some = np.float32(0)
+            for j in range(count):
+                some += row[j] * x[j]
+            total += some
+        y[i] = np.float32(total)
+
+
 class Matrix(NamedTuple):
     """How the BLAS sees a matrix: whether it is stored as its transpose, and the distance of two
     stored rows in elements."""
@@ -134,10 +213,10 @@ def rows_of(x: np.ndarray) -> np.ndarray | None:
 
 
 def in_rows(site: Site, x: np.ndarray) -> tuple[list[Instruction], np.ndarray | None]:
-    """An array as a matrix of its last axis; where its axes do not lie one after the other, it is
-    copied first."""
+    """An array as a matrix of its last axis; where its axes do not lie one after the other, or the
+    BLAS cannot read them, it is copied first."""
     rows = rows_of(x)
-    if rows is not None:
+    if rows is not None and matrix(rows) is not None:
         return [], rows
     from gpubackprop.backends.cpu.native.reductions import copy_instruction
 
@@ -151,8 +230,10 @@ def multiply(
 ) -> Instruction | None:
     """The instruction for ``c = a @ b (+ bias) (+ beta c)`` on float32 matrices."""
     left, right, out = matrix(a), matrix(b), matrix(c)
-    if left is None or right is None or out is None or (out.transposed and c.shape[0] > 1):
+    if left is None or right is None or out is None:
         return None
+    if out.transposed:  # the BLAS writes rows
+        return None if bias is not None else multiply(b.T, a.T, c.T, None, beta)
     (m, k), n = a.shape, b.shape[1]
     if not m * n * k:
         return None
@@ -179,8 +260,9 @@ def lower_linear(
     if c is None or x.ndim < 2:
         return None
     before, a = in_rows(site, x)
-    made = None if a is None else multiply(a, weight.T, c, bias)
-    return None if made is None else [*before, made]
+    more, w = in_rows(site, weight)
+    made = None if a is None or w is None else multiply(a, w.T, c, bias)
+    return None if made is None else [*before, *more, made]
 
 
 @lowers("matmul")
@@ -200,6 +282,10 @@ def lower_matmul(
             Instruction(inner_product, [x1, x2, x1.size, sums], parallel=many),
             Instruction(add_sums, [sums, sums.size, y], parallel=False),
         ]
+    if x1.ndim == 1 and x2.ndim == 2 or x1.ndim == 2 and x2.ndim == 1:
+        done = _vector(site, y, x1, x2)
+        if done is not None:
+            return done
     if x1.ndim == 1:
         x1, y = x1[None, :], y[..., None, :]
     if x2.ndim == 1:
@@ -208,9 +294,30 @@ def lower_matmul(
         c = rows_of(y)
         if c is not None:
             before, a = in_rows(site, x1)
-            made = None if a is None else multiply(a, x2, c)
-            return None if made is None else [*before, made]
+            more, b = in_rows(site, x2)
+            made = None if a is None or b is None else multiply(a, b, c)
+            return None if made is None else [*before, *more, made]
     return _batched(x1, x2, y)
+
+
+def _vector(site: Site, y: np.ndarray, x1: np.ndarray, x2: np.ndarray) -> list[Instruction] | None:
+    """A row times a matrix or a matrix times a column: limited by reading the matrix once."""
+    vector, a = (x1, x2) if x1.ndim == 1 else (x2, x1)
+    seen = matrix(a)
+    if seen is None or not (vector.flags.c_contiguous and y.flags.c_contiguous):
+        return None
+    stored = a.T if seen.transposed else a
+    many = a.size > LINES
+    slots = [vector, a, seen.ld, *stored.shape]
+    if (x1.ndim == 1) == bool(seen.transposed):
+        return [Instruction(matrix_times_column, [*slots, y], parallel=many)]
+    parts = site.parts if many else 1
+    rows, columns = stored.shape
+    if columns > WIDEST or rows < 64 * parts:
+        return None
+    sums = site.scratch((2, parts, columns))
+    made = Instruction(row_times_matrix, [*slots, sums[0], sums[1]], parallel=many)
+    return [made, Instruction(add_columns, [sums[1], parts, columns, y], parallel=False)]
 
 
 def _batched(x1: np.ndarray, x2: np.ndarray, y: np.ndarray) -> list[Instruction] | None:

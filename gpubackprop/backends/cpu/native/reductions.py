@@ -1,4 +1,4 @@
-"""Native sums, and copies between any two layouts."""
+"""Native reductions, copies between any two layouts, and arrays of one value."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.composites import normalize_axes
-from gpubackprop.backends.cpu.native.abi import kernel, longs, octets, share, words
+from gpubackprop.backends.cpu.native.abi import floats, kernel, longs, octets, share, words
 from gpubackprop.backends.cpu.native.chains import Chain, Operand, Result, Step, lower_chain
 from gpubackprop.backends.cpu.native.engine import Instruction
-from gpubackprop.backends.cpu.native.layouts import FLAT, Table
+from gpubackprop.backends.cpu.native.layouts import FLAT, Table, memory_order
 from gpubackprop.backends.cpu.native.lowering import TABLE, Site, lowers
 
 COPY = (Step("copy", (Operand("input", 0),)),)
+NEGATED = (Step("negative", (Operand("input", 0),)),)
 SERIAL = 1 << 13
 MOST_AXES = 5
 
 
 def how_summed(shape: tuple[int, ...], axis: Any) -> tuple[str, int, int] | None:
-    """How a sum over axes of a C-contiguous array is one over a table: ``(how, rows, columns)``;
-    None where it is neither over the first axes nor over the last."""
+    """How a reduction of a C-contiguous array over axes is one of a table: ``(how, rows,
+    columns)``; None where it is neither over the first axes nor over the last, or over none."""
     axes = set(normalize_axes(axis, len(shape)))
     kept = [i for i in range(len(shape)) if i not in axes and shape[i] != 1]
     summed = [i for i in axes if shape[i] != 1]
@@ -41,15 +42,73 @@ def how_summed(shape: tuple[int, ...], axis: Any) -> tuple[str, int, int] | None
     return None
 
 
-def _lower_sum(site: Site, out: np.ndarray, x: np.ndarray, axis: Any) -> Any:
-    if not x.flags.c_contiguous or not out.flags.c_contiguous:
+def _reduce(
+    site: Site, out: np.ndarray, x: np.ndarray, axis: Any, op: str = "sum", sign: bool = False
+) -> list[Instruction] | None:
+    """A reduction over any axes of an array of any layout; with `sign`, of the negated elements.
+
+    Axes are taken in the order of memory. Where that leaves the reduced ones in the middle, or the
+    array has gaps, it is copied first, the reduced axes last.
+    """
+    if not x.size or not out.flags.c_contiguous:
         return None
-    found = how_summed(x.shape, axis)
+    axes = set(normalize_axes(axis, x.ndim))
+    order = memory_order(x)
+    found = None
+    if order is not None:
+        kept = [i for i in order if i not in axes and x.shape[i] != 1]
+        # The result's elements lie in the order of its axes.
+        if kept == sorted(kept):
+            shape = tuple(x.shape[i] for i in order)
+            found = how_summed(shape, tuple(order.index(i) for i in axes))
+    made: list[Instruction] = []
+    if found is None:
+        last = [*(i for i in range(x.ndim) if i not in axes), *sorted(axes)]
+        spread = x.transpose(last)
+        x = site.scratch(spread.shape, x.dtype)
+        copied = copy_instruction(x, spread)
+        if copied is None:
+            return None
+        made.append(copied)
+        first = x.ndim - len(axes)
+        found = how_summed(x.shape, tuple(range(first, x.ndim)))
     if found is None:
         return None
     how, rows, columns = found
-    chain = Chain(Table(rows, columns, (FLAT,)), COPY, (Result(0, how),))
-    return lower_chain(site, (out,), (x,), chain)
+    if how == "rows" and op == "sum" and columns > 4096 and x.dtype == out.dtype == np.float32:
+        return [*made, Instruction(sum_long_rows, [x, rows, columns, out], parallel=rows > 1)]
+    steps = NEGATED if sign else COPY
+    chain = Chain(Table(rows, columns, (FLAT,)), steps, (Result(0, how, op),))
+    rest = lower_chain(site, (out,), (x,), chain)
+    return None if rest is None else [*made, *rest]
+
+
+def _afterwards(site: Site, out: np.ndarray, name: str, *numbers: Any) -> list[Instruction] | None:
+    """An elementwise kernel of a result and numbers, in its own place."""
+    steps = (Step(name, (Operand("input", 0), *numbers)),)
+    chain = Chain(Table(1, out.size, (FLAT,)), steps, (Result(0, FLAT),))
+    return lower_chain(site, (out,), (out,), chain)
+
+
+@kernel
+def sum_long_rows(frame, part, parts):
+    """y[i] = sum over j of x[i, j], in float64 over blocks of 4,096; parts share the rows.
+
+    Frame: x, rows, columns, y. NumPy adds long rows in pairs; this loses no more.
+    """
+    n = frame[2]
+    first, last = share(frame[1], part, parts, 1)
+    y = floats(frame[3], frame[1])
+    for i in range(first, last):
+        total = 0.0
+        for start in range(0, n, 4096):
+            count = min(4096, n - start)
+            x = floats(frame[0] + 4 * (i * n + start), count)
+            some = np.float32(0)
+            for j in range(count):
+                some += x[j]
+            total += some
+        y[i] = np.float32(total)
 
 
 @lowers("sum")
@@ -60,8 +119,8 @@ def lower_sum(
     axis: Any = None,
     keepdims: bool = False,
 ) -> list[Instruction] | None:
-    """Sums over the first axes, over the last, or over all."""
-    return _lower_sum(site, outs[0], x, axis)
+    """Sums over any axes."""
+    return _reduce(site, outs[0], x, axis)
 
 
 @lowers("sum_to")
@@ -73,7 +132,52 @@ def lower_sum_to(
     axes = tuple(range(lead)) + tuple(
         i + lead for i, n in enumerate(shape) if n == 1 and x.shape[i + lead] != 1
     )
-    return _lower_sum(site, outs[0], x, axes)
+    return _reduce(site, outs[0], x, axes) if axes else _copy(outs[0], x.reshape(outs[0].shape))
+
+
+@lowers("mean")
+def lower_mean(
+    site: Site,
+    outs: tuple[np.ndarray, ...],
+    x: np.ndarray,
+    axis: Any = None,
+    keepdims: bool = False,
+) -> list[Instruction] | None:
+    """Sums, then divided."""
+    count = math.prod(x.shape[i] for i in normalize_axes(axis, x.ndim))
+    total = _reduce(site, outs[0], x, axis)
+    if total is None:
+        return None
+    divided = _afterwards(site, outs[0], "divide", count)
+    return None if divided is None else [*total, *divided]
+
+
+@lowers("max")
+def lower_max(
+    site: Site,
+    outs: tuple[np.ndarray, ...],
+    x: np.ndarray,
+    axis: Any = None,
+    keepdims: bool = False,
+) -> list[Instruction] | None:
+    """The largest elements over any axes."""
+    return _reduce(site, outs[0], x, axis, "max")
+
+
+@lowers("min")
+def lower_min(
+    site: Site,
+    outs: tuple[np.ndarray, ...],
+    x: np.ndarray,
+    axis: Any = None,
+    keepdims: bool = False,
+) -> list[Instruction] | None:
+    """The largest of the negated elements, negated."""
+    top = _reduce(site, outs[0], x, axis, "max", sign=True)
+    if top is None:
+        return None
+    back = _afterwards(site, outs[0], "negative")
+    return None if back is None else [*top, *back]
 
 
 @kernel
@@ -191,3 +295,43 @@ def lower_concatenate(
             return None
         made.append(found._replace(wait=not made))
     return made
+
+
+def _fill(site: Site, out: np.ndarray, value: Any) -> Any:
+    return _chain_copyto(site, (), out, value)
+
+
+@lowers("zeros")
+def lower_zeros(site: Site, outs: Any, shape: Any, dtype: Any) -> Any:
+    """Zeros that the step writes to, so that they must be zeros anew."""
+    return _fill(site, outs[0], False if outs[0].dtype == bool else 0)
+
+
+@lowers("ones")
+def lower_ones(site: Site, outs: Any, shape: Any, dtype: Any) -> Any:
+    """Ones, written at each step."""
+    return _fill(site, outs[0], True if outs[0].dtype == bool else 1)
+
+
+@lowers("full")
+def lower_full(site: Site, outs: Any, shape: Any, value: Any, dtype: Any) -> Any:
+    """One value, written at each step."""
+    if isinstance(value, np.ndarray):
+        return lower_copyto(site, (), outs[0], value)
+    return _fill(site, outs[0], value)
+
+
+@lowers("pad")
+def lower_pad(site: Site, outs: Any, x: np.ndarray, pad_width: Any, value: float = 0.0) -> Any:
+    """The value everywhere, then the array over it."""
+    out = outs[0]
+    filled = _fill(site, out, value)
+    inside = tuple(slice(a, a + n) for (a, _), n in zip(pad_width, x.shape, strict=True))
+    copied = _copy(out[inside], x)
+    return None if filled is None or copied is None else [*filled, *copied]
+
+
+@lowers("flip")
+def lower_flip(site: Site, outs: Any, x: np.ndarray, axis: Any = None) -> Any:
+    """A copy by negative strides."""
+    return _copy(outs[0], np.flip(x, axis))

@@ -11,7 +11,6 @@ from gpubackprop.backends.cpu.native.abi import floats, kernel, number, share
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
 
-BLOCK = 4096
 SERIAL = 1 << 15
 """Elements that are left to one thread."""
 
@@ -25,23 +24,23 @@ def sgd(frame, part, parts):
     lr, momentum = np.float32(number(frame[4])), np.float32(number(frame[6]))
     rest, decay = np.float32(1.0 - number(frame[7])), np.float32(number(frame[9]))
     first, nesterov = frame[5] <= 1, frame[8]
+    decayed = decay != 0  # 0 times infinity is no number
     p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
     if not frame[2]:
         for i in range(p.size):
-            p[i] -= lr * (g[i] + decay * p[i])
+            slope = g[i]
+            if decayed:
+                slope += decay * p[i]
+            p[i] -= lr * slope
         return
     v = floats(frame[2], n)[start:stop]
-    if first:
-        for i in range(p.size):
-            v[i] = g[i] + decay * p[i]
-            step = (g[i] + decay * p[i]) + momentum * v[i] if nesterov else v[i]
-            p[i] -= lr * step
-    else:
-        for i in range(p.size):
-            slope = g[i] + decay * p[i]
-            v[i] = momentum * v[i] + rest * slope
-            step = slope + momentum * v[i] if nesterov else v[i]
-            p[i] -= lr * step
+    for i in range(p.size):
+        slope = g[i]
+        if decayed:
+            slope += decay * p[i]
+        speed = slope if first else momentum * v[i] + rest * slope
+        v[i] = speed
+        p[i] -= lr * (slope + momentum * speed if nesterov else speed)
 
 
 @kernel
@@ -58,10 +57,13 @@ def adam(frame, part, parts):
     scale = np.float32(1.0 / np.sqrt(1.0 - beta2 ** np.float64(step)))
     eps, b1, b2 = np.float32(number(frame[9])), np.float32(beta1), np.float32(beta2)
     c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
+    decayed = l2 != 0
     p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
     m, v = floats(frame[2], n)[start:stop], floats(frame[3], n)[start:stop]
     for i in range(p.size):
-        slope = g[i] + l2 * p[i]
+        slope = g[i]
+        if decayed:
+            slope += l2 * p[i]
         mean = b1 * m[i] + c1 * slope
         square = b2 * v[i] + c2 * (slope * slope)
         m[i] = mean
@@ -78,8 +80,11 @@ def adagrad(frame, part, parts):
     eps, decay = np.float32(number(frame[7])), np.float32(number(frame[8]))
     p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
     t = floats(frame[2], n)[start:stop]
+    decayed = decay != 0
     for i in range(p.size):
-        slope = g[i] + decay * p[i]
+        slope = g[i]
+        if decayed:
+            slope += decay * p[i]
         total = t[i] + slope * slope
         t[i] = total
         p[i] -= rate * (slope / (np.sqrt(total) + eps))
@@ -97,11 +102,13 @@ def rmsprop(frame, part, parts):
     momentum = np.float32(number(frame[10]))
     p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
     s = floats(frame[2], n)[start:stop]
-    centred, moving = frame[3] != 0, frame[4] != 0
+    centred, moving, decayed = frame[3] != 0, frame[4] != 0, decay != 0
     c = floats(frame[3] if centred else frame[2], n)[start:stop]
     v = floats(frame[4] if moving else frame[2], n)[start:stop]
     for i in range(p.size):
-        slope = g[i] + decay * p[i]
+        slope = g[i]
+        if decayed:
+            slope += decay * p[i]
         square = alpha * s[i] + rest * (slope * slope)
         s[i] = square
         spread = square
@@ -152,6 +159,8 @@ def lower_sgd(
 ) -> list[Instruction] | None:
     """Gradient descent, with momentum."""
     if not all(map(_real_number, (lr, momentum, dampening, weight_decay))) or not _live_int(step):
+        return None
+    if hasattr(momentum, "live"):  # may be 0 at one step and not at the next
         return None
     state = velocity if momentum else None
     numbers = (real(lr), step, real(momentum), real(dampening), bool(nesterov), real(weight_decay))
@@ -223,6 +232,8 @@ def lower_rmsprop(
 ) -> list[Instruction] | None:
     """RMSprop, centred and with momentum."""
     if not all(map(_real_number, (lr, alpha, eps, weight_decay, momentum))):
+        return None
+    if hasattr(momentum, "live"):
         return None
     arrays = [param, grad, mean_square, mean_grad, velocity if momentum else None]
     options = (real(lr), real(alpha), real(eps), real(weight_decay), real(momentum))
