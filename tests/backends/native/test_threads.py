@@ -210,9 +210,11 @@ def test_the_library_for_products_has_its_threads_back(monkeypatch):
 
 
 # In a process of its own, whose BLAS has two threads: products and elementwise work, natively and
-# by NumPy, by turns.
+# by NumPy.
 FIGHT = """
+import threading
 import time
+from pathlib import Path
 import numpy as np
 from gpubackprop.backends.cpu.native import blas
 from gpubackprop.backends.cpu.native.engine import Program
@@ -220,11 +222,11 @@ from gpubackprop.backends.cpu.native.lowering import Site, load
 
 table, site = load(), Site(2)
 rng = np.random.default_rng(0)
-x = rng.standard_normal((128, 256)).astype(np.float32)
-w = rng.standard_normal((256, 256)).astype(np.float32) / 16
-layers = [np.empty((128, 256), np.float32) for _ in range(12)]
+x = rng.standard_normal((256, 512)).astype(np.float32)
+w = rng.standard_normal((512, 512)).astype(np.float32) / 16
+layers = [np.empty((256, 512), np.float32) for _ in range(6)]
 instructions, before = [], x
-for i in range(0, 12, 2):
+for i in range(0, 6, 2):
     instructions += table["linear"].lower(site, (layers[i],), before, w)
     instructions += table["tanh"].lower(site, (layers[i + 1],), layers[i])
     before = layers[i + 1]
@@ -232,25 +234,41 @@ program = Program(instructions, 2)
 
 def plain():
     h = x
-    for _ in range(6):
+    for _ in range(3):
         h = np.tanh(h @ w.T)
     return h
 
 program.run()
-np.testing.assert_allclose(layers[-1], plain(), rtol=1e-4, atol=1e-5)
 threads, best = blas.chosen().get_threads(), [9.0, 9.0]
-for _ in range(60):
-    for i, work in enumerate((program.run, plain)):
+for i, work in enumerate((program.run, plain)):  # not by turns: the BLAS's threads rest late
+    for _ in range(40):
         start = time.perf_counter()
         work()
         best[i] = min(best[i], time.perf_counter() - start)
+np.testing.assert_allclose(layers[-1], plain(), rtol=1e-4, atol=1e-5)
 assert blas.chosen().get_threads() == threads
-print(threads, *best)
+
+def busy():
+    # Nanoseconds that threads which Python does not know have run.
+    ours = {str(t.native_id) for t in threading.enumerate()}
+    tasks = Path("/proc/self/task")
+    others = [t for t in tasks.glob("*") if t.name not in ours]
+    return sum(int((t / "schedstat").read_text().split()[0]) for t in others)
+
+share = 0.0
+if Path("/proc/self/schedstat").exists():
+    time.sleep(0.3)  # threads of the BLAS look out for more work for a while
+    before, start = busy(), time.thread_time_ns()
+    for _ in range(40):
+        program.run()
+    share = (busy() - before) / (time.thread_time_ns() - start)
+print(threads, *best, share)
 """
 
 
 def test_two_pools_do_not_fight():
-    """Threads of the BLAS beside our own made such a program ten times slower."""
+    """Threads of the BLAS beside our own made such a program ten times slower. The bound of the
+    times is wide, since other programs may run here; that the BLAS's threads rest is exact."""
     made = subprocess.run(
         [sys.executable, "-c", FIGHT],
         env={**os.environ, "OPENBLAS_NUM_THREADS": "2", blas.VARIABLE: "numpy"},
@@ -258,7 +276,8 @@ def test_two_pools_do_not_fight():
         text=True,
     )
     assert made.returncode == 0, made.stderr
-    threads, native, numpy = map(float, made.stdout.split())
+    threads, native, numpy, others = map(float, made.stdout.split())
     if threads != 2:
         pytest.skip("this machine gives the BLAS one thread")
-    assert native < 2 * numpy, (native, numpy)
+    assert others < 0.02
+    assert native < 4 * numpy, (native, numpy)
