@@ -42,7 +42,7 @@ class Guards:
         self._wanted = [t.requires_grad for t in self.leaves]
         self._grads = grads
         self.open = any(g is UNKNOWN for g in grads)
-        self._modules = [(m, _settings(m)) for m in recording.modules.values()]
+        self._settings = [_settings(m) for m in recording.modules.values()]
         self._buffers = [
             (m.__dict__, name, t, t.array)
             for m in recording.modules.values()
@@ -69,10 +69,9 @@ class Guards:
                     + ("is there" if grad is None else "is gone")
                     + " at the beginning of the call"
                 )
-        for module, before in self._modules:
-            now = module.__dict__
-            if len(now) != before[1] or any(now.get(k) != v for k, v in before[0]):
-                return f"{type(module).__name__}: {_difference(module, before)}"
+        for own, names, values, count, module in self._settings:
+            if len(own) != count or [*map(own.get, names)] != values:
+                return f"{type(module).__name__}: {_difference(own, names, values)}"
         for attributes, name, t, array in self._buffers:
             if attributes.get(name) is not t or t.array is not array:
                 return f"the tensor {name!r} of a module is another one"
@@ -85,23 +84,22 @@ class Guards:
         return None
 
 
-def _settings(module: Any) -> tuple[list[tuple[str, Any]], int]:
-    """The plain attributes of a module (numbers, words, its mode; generators by identity), and how
-    many attributes it has."""
-    found = [
-        (name, value)
+def _settings(module: Any) -> tuple[dict[str, Any], list[str], list[Any], int, Any]:
+    """The plain attributes of a module (numbers, words, its mode; generators by identity): where
+    they are, their names and values, how many attributes it has, and itself."""
+    found = {
+        name: value
         for name, value in module.__dict__.items()
         if isinstance(value, (*SIMPLE, Generator))
         or (isinstance(value, tuple) and all(isinstance(v, SIMPLE) for v in value))
-    ]
-    return found, len(module.__dict__)
+    }
+    return module.__dict__, list(found), list(found.values()), len(module.__dict__), module
 
 
-def _difference(module: Any, before: tuple[list[tuple[str, Any]], int]) -> str:
-    for name, value in before[0]:
-        now = module.__dict__.get(name)
-        if now != value:
-            return f"{name} is {now!r} where it was {value!r}"
+def _difference(now: dict[str, Any], names: list[str], values: list[Any]) -> str:
+    for name, value in zip(names, values, strict=True):
+        if now.get(name) != value:
+            return f"{name} is {now.get(name)!r} where it was {value!r}"
     return "it has other parts"
 
 

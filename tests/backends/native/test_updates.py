@@ -139,3 +139,17 @@ def test_what_is_not_served():
     assert lowered("adam_update", 1, [p, g, v, v.copy()], lr=0.1, step=1.0) is None
     rms = [p, g, v, None, v.copy()]
     assert lowered("rmsprop_update", 1, rms, lr=0.1, momentum=marked(0.9, 0)) is None
+
+
+def test_a_spread_below_zero_counts_as_zero():
+    """What rounding leaves of mean square less squared mean may be negative."""
+    n = 70
+    param, grad, ones = normal(n), np.ones(n, np.float32), np.ones(n, np.float32)
+    square = np.linspace(0.9, 1.1, n, dtype=np.float32)
+    wanted = wide([param, square, ones])
+    options = {"lr": 1e-3, "eps": 0.01}
+    Updates.rmsprop_update(
+        NUMPY, wanted[0], grad.astype(np.float64), wanted[1], wanted[2], None, **options
+    )
+    Program(lowered("rmsprop_update", 2, [param, grad, square, ones, None], **options), 2).run()
+    np.testing.assert_allclose(param, wanted[0], rtol=1e-4, atol=1e-4)

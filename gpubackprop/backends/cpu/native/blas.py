@@ -23,8 +23,7 @@ import functools
 import importlib.metadata
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,19 +181,30 @@ def available() -> bool:
 available()  # before any kernel is compiled, or loaded from the cache
 
 
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """The BLAS uses one thread within the block. This is a setting of the whole process."""
-    blas = chosen()
-    before = 1 if blas is None else blas.get_threads()
-    if blas is None or before == 1:
-        yield
-        return
-    blas.set_threads(1)
-    try:
-        yield
-    finally:
-        blas.set_threads(before)
+class OneThread:
+    """The BLAS uses one thread within a ``with`` block. This is a setting of the whole process, so
+    one block exists at a time (a plain class: a generator would cost more than a small step)."""
+
+    def __enter__(self) -> None:
+        blas = chosen()
+        self._before = 1 if blas is None else blas.get_threads()
+        if blas is not None and self._before != 1:
+            blas.set_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before != 1:
+            blas = chosen()
+            if blas is not None:
+                blas.set_threads(self._before)
+
+
+def single_threaded() -> OneThread:
+    """A block of one's own in which the BLAS uses one thread."""
+    return OneThread()
+
+
+ONE_THREAD = OneThread()
+"""The block of the pool of threads, which holds its lock meanwhile."""
 
 
 _i32, _i64, _f32 = types.int32, types.int64, types.float32

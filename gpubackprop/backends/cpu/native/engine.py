@@ -163,7 +163,7 @@ class Team:
 
     def run(self, program: int, count: int, parts: int) -> int:
         """Walk a program with `parts` threads; gives the status word."""
-        with self._lock, blas.single_threaded():
+        with self._lock, blas.ONE_THREAD:
             self.words[16] = 0
             if parts > 1:
                 while len(self._workers) < parts - 1:
