@@ -43,6 +43,7 @@ def three_threads(monkeypatch):
     monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
     monkeypatch.setattr("gpubackprop.backends.cpu.native.chains.SERIAL", 0)
     monkeypatch.setattr("gpubackprop.backends.cpu.native.reductions.SERIAL", 0)
+    monkeypatch.setattr("gpubackprop.backends.cpu.native.copies.SERIAL", 0)
 
 
 def normal(*shape):

@@ -22,10 +22,10 @@ from gpubackprop.backends.cpu.native.abi import (
     share,
     words,
 )
+from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
 from gpubackprop.backends.cpu.native.order import in_order
-from gpubackprop.backends.cpu.native.reductions import copy_instruction
 
 SERIAL = 1 << 13
 """Elements that are left to one thread."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site
-from gpubackprop.backends.cpu.native.reductions import copy_instruction
 
 
 def in_order(

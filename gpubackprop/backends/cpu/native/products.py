@@ -9,6 +9,7 @@ import numpy as np
 from gpubackprop.backends.cpu.native.abi import doubles, floats, inline, kernel, share
 from gpubackprop.backends.cpu.native.blas import sgemm
 from gpubackprop.backends.cpu.native.chains import add_columns
+from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, lowers
 
@@ -218,8 +219,6 @@ def in_rows(site: Site, x: np.ndarray) -> tuple[list[Instruction], np.ndarray | 
     rows = rows_of(x)
     if rows is not None and matrix(rows) is not None:
         return [], rows
-    from gpubackprop.backends.cpu.native.reductions import copy_instruction
-
     spread = site.scratch(x.shape)
     made = copy_instruction(spread, x)
     return ([], None) if made is None else ([made], spread.reshape(-1, x.shape[-1]))

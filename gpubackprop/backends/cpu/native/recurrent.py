@@ -17,10 +17,10 @@ import numpy as np
 
 from gpubackprop.backends.cpu.native import mathematics as m
 from gpubackprop.backends.cpu.native.abi import FAST, floats, inline, kernel, longs, share
+from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
 from gpubackprop.backends.cpu.native.panels import multiply_panels, packed
-from gpubackprop.backends.cpu.native.reductions import copy_instruction
 from gpubackprop.backends.cpu.native.tiles import LANES, whole
 
 f32 = np.float32

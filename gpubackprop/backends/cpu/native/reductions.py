@@ -1,4 +1,4 @@
-"""Native reductions, copies between any two layouts, and arrays of one value."""
+"""Native reductions over any axes of arrays of any layout."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.composites import normalize_axes
-from gpubackprop.backends.cpu.native.abi import floats, kernel, longs, octets, share, words
-from gpubackprop.backends.cpu.native.chains import Chain, Operand, Result, Step, lower_chain
+from gpubackprop.backends.cpu.native.abi import floats, kernel, share
+from gpubackprop.backends.cpu.native.chains import (
+    Chain,
+    Operand,
+    Result,
+    Step,
+    add_columns,
+    lower_chain,
+)
+from gpubackprop.backends.cpu.native.copies import copy_all, copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.layouts import FLAT, Table, memory_order
-from gpubackprop.backends.cpu.native.lowering import TABLE, Site, lowers
+from gpubackprop.backends.cpu.native.lowering import Site, lowers
 
 COPY = (Step("copy", (Operand("input", 0),)),)
 NEGATED = (Step("negative", (Operand("input", 0),)),)
 SERIAL = 1 << 13
-MOST_AXES = 5
+FOLDED = 512
+"""Columns of a table that is summed over its rows: narrower ones are seen as of this width."""
 
 
 def how_summed(shape: tuple[int, ...], axis: Any) -> tuple[str, int, int] | None:
@@ -75,8 +84,11 @@ def _reduce(
     if found is None:
         return None
     how, rows, columns = found
-    if how == "rows" and op == "sum" and columns > 4096 and x.dtype == out.dtype == np.float32:
-        return [*made, Instruction(sum_long_rows, [x, rows, columns, out], parallel=rows > 1)]
+    if op == "sum" and x.dtype == out.dtype == np.float32:
+        if how == "rows" and columns > 4096:
+            return [*made, Instruction(sum_long_rows, [x, rows, columns, out], parallel=rows > 1)]
+        if how == "columns" and columns <= 2 * FOLDED:
+            return [*made, *_sum_columns(site, out, x, rows, columns)]
     steps = NEGATED if sign else COPY
     chain = Chain(Table(rows, columns, (FLAT,)), steps, (Result(0, how, op),))
     rest = lower_chain(site, (out,), (x,), chain)
@@ -111,6 +123,69 @@ def sum_long_rows(frame, part, parts):
         y[i] = np.float32(total)
 
 
+@kernel
+def sum_columns(frame, part, parts):
+    """Each part's share of the sum over the rows of a table, in blocks of 32 rows.
+
+    Frame: x, rows, columns, fold, memory (parts, 2, fold * columns), sums (parts, columns). `fold`
+    rows at a time count as one, so that short rows too are whole vectors. The order of the sums
+    depends on the number of parts.
+    """
+    rows, columns, fold = frame[1], frame[2], frame[3]
+    n = fold * columns
+    groups = rows // fold
+    first, last = share(groups, part, parts, 32)
+    block = floats(frame[4] + 8 * part * n, n)
+    total = floats(frame[4] + 8 * part * n + 4 * n, n)
+    for j in range(n):
+        block[j] = 0
+        total[j] = 0
+    for start in range(first, last, 32):
+        stop = min(start + 32, last)
+        i = start
+        while i + 4 <= stop:
+            at = frame[0] + 4 * i * n
+            a, b = floats(at, n), floats(at + 4 * n, n)
+            c, d = floats(at + 8 * n, n), floats(at + 12 * n, n)
+            for j in range(n):
+                block[j] += (a[j] + b[j]) + (c[j] + d[j])
+            i += 4
+        while i < stop:
+            a = floats(frame[0] + 4 * i * n, n)
+            for j in range(n):
+                block[j] += a[j]
+            i += 1
+        for j in range(n):
+            total[j] += block[j]
+            block[j] = 0
+    out = floats(frame[5] + 4 * part * columns, columns)
+    for j in range(columns):
+        out[j] = total[j]
+    for i in range(1, fold):
+        some = total[i * columns : (i + 1) * columns]
+        for j in range(columns):
+            out[j] += some[j]
+    if part == parts - 1:
+        for i in range(groups * fold, rows):
+            a = floats(frame[0] + 4 * i * columns, columns)
+            for j in range(columns):
+                out[j] += a[j]
+
+
+def _sum_columns(
+    site: Site, out: np.ndarray, x: np.ndarray, rows: int, columns: int
+) -> list[Instruction]:
+    parts = site.parts if x.size > SERIAL else 1
+    fold = max(1, min(FOLDED // columns, rows // (64 * parts)))
+    memory = site.scratch((parts, 2, fold * columns))
+    sums = out if parts == 1 else site.scratch((parts, columns))
+    slots = [x, rows, columns, fold, memory, sums]
+    made = [Instruction(sum_columns, slots, parallel=parts > 1)]
+    if parts > 1:
+        made.append(Instruction(add_columns, [sums, parts, columns, out], parallel=False))
+    return made
+
+
 @lowers("sum")
 def lower_sum(
     site: Site,
@@ -132,7 +207,7 @@ def lower_sum_to(
     axes = tuple(range(lead)) + tuple(
         i + lead for i, n in enumerate(shape) if n == 1 and x.shape[i + lead] != 1
     )
-    return _reduce(site, outs[0], x, axes) if axes else _copy(outs[0], x.reshape(outs[0].shape))
+    return _reduce(site, outs[0], x, axes) if axes else copy_all(outs[0], x.reshape(outs[0].shape))
 
 
 @lowers("mean")
@@ -178,160 +253,3 @@ def lower_min(
         return None
     back = _afterwards(site, outs[0], "negative")
     return None if back is None else [*top, *back]
-
-
-@kernel
-def strided_copy(frame, part, parts):
-    """target[...] = source[...] for arrays of any strides.
-
-    Frame: target, source, bytes of an element (1, 4 or 8), number of outer axes (4), lengths,
-    target strides, source strides, then length and both strides of the innermost axis.
-    """
-    size = frame[2]
-    outer = frame[3] * frame[4] * frame[5] * frame[6]
-    n, target_step, source_step = frame[15], frame[16], frame[17]
-    start, stop = share(outer, part, parts, 1)
-    first, last = np.int64(0), n
-    if outer < parts:
-        start, stop = np.int64(0), outer
-        first, last = share(n, part, parts, 64)
-    for z in range(start, stop):
-        rest = z
-        t, s = frame[0] + first * target_step, frame[1] + first * source_step
-        i = rest % frame[6]
-        rest = rest // frame[6]
-        t += i * frame[10]
-        s += i * frame[14]
-        i = rest % frame[5]
-        rest = rest // frame[5]
-        t += i * frame[9]
-        s += i * frame[13]
-        i = rest % frame[4]
-        rest = rest // frame[4]
-        t += i * frame[8] + rest * frame[7]
-        s += i * frame[12] + rest * frame[11]
-        count = last - first
-        if size == 4:
-            if target_step == 4 and source_step == 4:
-                to, of = words(t, count), words(s, count)
-                for k in range(count):
-                    to[k] = of[k]
-            else:
-                for k in range(count):
-                    words(t + k * target_step, 1)[0] = words(s + k * source_step, 1)[0]
-        elif size == 8:
-            for k in range(count):
-                longs(t + k * target_step, 1)[0] = longs(s + k * source_step, 1)[0]
-        else:
-            for k in range(count):
-                octets(t + k * target_step, 1)[0] = octets(s + k * source_step, 1)[0]
-
-
-def copy_instruction(target: np.ndarray, source: np.ndarray) -> Instruction | None:
-    """The instruction that copies an array over another of its shape (or broadcast to it)."""
-    if target.dtype != source.dtype or target.dtype.itemsize not in (1, 4, 8):
-        return None
-    source = np.broadcast_to(source, target.shape)
-    order = sorted(range(target.ndim), key=lambda i: -abs(target.strides[i]))
-    axes: list[list[int]] = []
-    for i in order:
-        n, t, s = target.shape[i], target.strides[i], source.strides[i]
-        if n == 1:
-            continue
-        if axes and axes[-1][1] == n * t and axes[-1][2] == n * s:
-            axes[-1] = [axes[-1][0] * n, t, s]
-        else:
-            axes.append([n, t, s])
-    if len(axes) > MOST_AXES:
-        return None
-    *outer, inner = axes or [[1, 0, 0]]
-    outer = [[1, 0, 0]] * (4 - len(outer)) + outer
-    slots = [target, source, target.dtype.itemsize]
-    for k in range(3):
-        slots += [a[k] for a in outer]
-    return Instruction(strided_copy, [*slots, *inner], parallel=target.size > SERIAL)
-
-
-def _copy(target: np.ndarray, source: Any) -> list[Instruction] | None:
-    if not target.size:
-        return []
-    made = copy_instruction(target, source)
-    return None if made is None else [made]
-
-
-_chain_copyto = TABLE["copyto"].lower  # of chains.py
-
-
-@lowers("copy")
-def lower_copy(site: Site, outs: Any, x: np.ndarray) -> list[Instruction] | None:
-    """A copy, from any layout to any other."""
-    return _copy(outs[0], x)
-
-
-@lowers("copyto")
-def lower_copyto(site: Site, outs: Any, target: np.ndarray, source: Any) -> Any:
-    """A copy over an array; numbers and other dtypes go through a chain."""
-    if isinstance(source, np.ndarray) and source.dtype == target.dtype:
-        return _copy(target, source)
-    return _chain_copyto(site, outs, target, source)
-
-
-@lowers("concatenate")
-def lower_concatenate(
-    site: Site, outs: Any, arrays: Any, axis: int = 0
-) -> list[Instruction] | None:
-    """One copy for each array."""
-    out, at = outs[0], 0
-    made: list[Instruction] = []
-    axis %= out.ndim
-    for x in arrays:
-        n = x.shape[axis]
-        part = out[(slice(None),) * axis + (slice(at, at + n),)]
-        at += n
-        if not x.size:
-            continue
-        found = copy_instruction(part, x)
-        if found is None:
-            return None
-        made.append(found._replace(wait=not made))
-    return made
-
-
-def _fill(site: Site, out: np.ndarray, value: Any) -> Any:
-    return _chain_copyto(site, (), out, value)
-
-
-@lowers("zeros")
-def lower_zeros(site: Site, outs: Any, shape: Any, dtype: Any) -> Any:
-    """Zeros that the step writes to, so that they must be zeros anew."""
-    return _fill(site, outs[0], False if outs[0].dtype == bool else 0)
-
-
-@lowers("ones")
-def lower_ones(site: Site, outs: Any, shape: Any, dtype: Any) -> Any:
-    """Ones, written at each step."""
-    return _fill(site, outs[0], True if outs[0].dtype == bool else 1)
-
-
-@lowers("full")
-def lower_full(site: Site, outs: Any, shape: Any, value: Any, dtype: Any) -> Any:
-    """One value, written at each step."""
-    if isinstance(value, np.ndarray):
-        return lower_copyto(site, (), outs[0], value)
-    return _fill(site, outs[0], value)
-
-
-@lowers("pad")
-def lower_pad(site: Site, outs: Any, x: np.ndarray, pad_width: Any, value: float = 0.0) -> Any:
-    """The value everywhere, then the array over it."""
-    out = outs[0]
-    filled = _fill(site, out, value)
-    inside = tuple(slice(a, a + n) for (a, _), n in zip(pad_width, x.shape, strict=True))
-    copied = _copy(out[inside], x)
-    return None if filled is None or copied is None else [*filled, *copied]
-
-
-@lowers("flip")
-def lower_flip(site: Site, outs: Any, x: np.ndarray, axis: Any = None) -> Any:
-    """A copy by negative strides."""
-    return _copy(outs[0], np.flip(x, axis))

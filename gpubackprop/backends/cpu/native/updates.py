@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cpu.native.abi import floats, kernel, number, share
+from gpubackprop.backends.cpu.native.abi import floats, inline_fast, kernel, number, share
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
 
@@ -90,21 +90,11 @@ def adagrad(frame, part, parts):
         p[i] -= rate * (slope / (np.sqrt(total) + eps))
 
 
-@kernel
-def rmsprop(frame, part, parts):
-    """Frame: param, grad, mean_square, mean_grad (0 for none), velocity (0 for none), n, lr, alpha,
-    eps, weight_decay, momentum."""
-    n = frame[5]
-    start, stop = share(n, part, parts, 64)
-    lr, alpha = np.float32(number(frame[6])), np.float32(number(frame[7]))
-    rest = np.float32(1.0 - number(frame[7]))
-    eps, decay = np.float32(number(frame[8])), np.float32(number(frame[9]))
-    momentum = np.float32(number(frame[10]))
-    p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
-    s = floats(frame[2], n)[start:stop]
-    centred, moving, decayed = frame[3] != 0, frame[4] != 0, decay != 0
-    c = floats(frame[3] if centred else frame[2], n)[start:stop]
-    v = floats(frame[4] if moving else frame[2], n)[start:stop]
+@inline_fast
+def rmsprop_loop(p, g, s, c, v, numbers, centred, moving):
+    """One pass; with flags known where it is called, arrays that are absent are not looked at."""
+    lr, alpha, rest, eps, decay, momentum = numbers
+    decayed = decay != 0
     for i in range(p.size):
         slope = g[i]
         if decayed:
@@ -122,6 +112,30 @@ def rmsprop(frame, part, parts):
             quotient = momentum * v[i] + quotient
             v[i] = quotient
         p[i] -= lr * quotient
+
+
+@kernel
+def rmsprop(frame, part, parts):
+    """Frame: param, grad, mean_square, mean_grad (0 for none), velocity (0 for none), n, lr, alpha,
+    eps, weight_decay, momentum."""
+    n = frame[5]
+    start, stop = share(n, part, parts, 64)
+    alpha = number(frame[7])
+    numbers = (
+        np.float32(number(frame[6])), np.float32(alpha), np.float32(1.0 - alpha),
+        np.float32(number(frame[8])), np.float32(number(frame[9])), np.float32(number(frame[10])),
+    )  # fmt: skip
+    p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
+    s = floats(frame[2], n)[start:stop]
+    c, v = floats(frame[3], n)[start:stop], floats(frame[4], n)[start:stop]
+    if frame[3] and frame[4]:
+        rmsprop_loop(p, g, s, c, v, numbers, True, True)
+    elif frame[3]:
+        rmsprop_loop(p, g, s, c, s, numbers, True, False)
+    elif frame[4]:
+        rmsprop_loop(p, g, s, s, v, numbers, False, True)
+    else:
+        rmsprop_loop(p, g, s, s, s, numbers, False, False)
 
 
 def _instruction(made: Any, arrays: list[Any], *numbers: Any) -> list[Instruction] | None:
