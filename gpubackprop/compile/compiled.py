@@ -60,9 +60,13 @@ class Compiled:
         self._fruitless = 0
         functools.update_wrapper(self, fn, updated=())
 
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        return getattr(self.fn, "__qualname__", type(self.fn).__name__)
+
     def __repr__(self) -> str:
-        name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
-        return f"<compiled {name}: {len(self.entries)} recording(s)>"
+        return f"<compiled {self.name}: {len(self.entries)} recording(s)>"
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self.__call__, instance)
@@ -133,9 +137,7 @@ class Compiled:
         replay = entry.replay
         assert replay is not None and entry.outcome is not None
         if entry.state == CHECKING:
-            value = self._check(entry, pattern, given, arrays)
-            if value is not None:
-                return value[0]
+            return self._check(entry, pattern, given, arrays)
         results = replay.run(arrays)
         entry.calls += 1
         self._set_gradients(entry, given)
@@ -240,9 +242,7 @@ class Compiled:
                     )
             raise UnsettledError("the results have another form")
 
-    def _check(
-        self, entry: Entry, pattern: Any, given: list[Any], arrays: list[Any]
-    ) -> tuple[Any] | None:
+    def _check(self, entry: Entry, pattern: Any, given: list[Any], arrays: list[Any]) -> Any:
         """Compare the replay with the function itself, which then has done this call's step."""
         copies = [
             Tensor(x.backend.copy(a), x.backend, x.requires_grad) if isinstance(x, Tensor) else a
@@ -262,7 +262,7 @@ class Compiled:
         for v in found:
             index = next((i for i, c in enumerate(copies) if v is c), None)
             values.append(given[index] if index is not None else v.detach())
-        return (put_back(shape, values),)
+        return put_back(shape, values)
 
     def _set_gradients(self, entry: Entry, given: list[Any]) -> None:
         """Leave the gradients where the function leaves them."""
@@ -292,8 +292,7 @@ class Compiled:
     def _stop(self, why: str) -> None:
         """Run the function as it is from now on."""
         self.eager = why
-        name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
-        warnings.warn(f"{name} is not compiled: {why}", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"{self.name} is not compiled: {why}", RuntimeWarning, stacklevel=5)
 
     def _give_up(self, why: str, given: list[Any], pattern: Any) -> Any:
         self._stop(why)

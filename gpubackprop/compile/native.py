@@ -61,6 +61,10 @@ class Hazards:
     """Memory that threads may be reading and writing since they last waited for each other."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """All have waited."""
         self.reads: list[Range] = []
         self.writes: list[Range] = []
 
@@ -68,7 +72,7 @@ class Hazards:
         """Whether an instruction with these ranges must wait; notes the ranges."""
         clash = _meet(writes, self.writes) or _meet(writes, self.reads) or _meet(reads, self.writes)
         if clash:
-            self.reads, self.writes = [], []
+            self.clear()
         self.reads.extend(reads)
         self.writes.extend(writes)
         return clash
@@ -80,7 +84,7 @@ def _meet(first: Sequence[Range], second: Sequence[Range]) -> bool:
 
 def work(call: Call) -> float:
     """A rough measure of a call's work: multiply-adds of products, elements of the rest."""
-    reads = [r for r in call.reads]
+    reads = call.reads
     largest = max((r.size for r in [*reads, *call.outs]), default=0)
     if call.kernel in ("matmul", "linear") and len(reads) > 1 and reads[0].shape:
         inner = reads[0].shape[-1]
@@ -107,7 +111,7 @@ def assemble(replay: Replay) -> list[Callable[[], None]]:
             replay.steps.append(_runner(Program(pending, parts), replay.numbers))
             replay.report.programs += 1
             pending.clear()
-        hazards.__init__()  # type: ignore[misc]
+        hazards.clear()
 
     for i, call in enumerate(replay.calls):
         if i == replay.split:

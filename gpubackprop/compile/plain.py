@@ -16,6 +16,7 @@ import numpy as np
 
 from gpubackprop.backends import Backend
 from gpubackprop.backends.cpu import shared
+from gpubackprop.backends.cpu.fused import HALF, ONE
 from gpubackprop.backends.live import LiveFloat, LiveInt
 from gpubackprop.compile.plan import Memory
 from gpubackprop.compile.trace import Call, replaced
@@ -259,9 +260,6 @@ def _concatenate(out: Any, arrays: Any, axis: int = 0) -> Thunk:
 def _astype(out: Any, x: Any, dtype: Any) -> Thunk:
     return partial(np.copyto, out, x, "unsafe")
 
-
-HALF = {np.dtype(t): np.array(0.5, t) for t in (np.float32, np.float64)}
-ONE = {np.dtype(t): np.array(1.0, t) for t in (np.float32, np.float64)}
 
 SPELLINGS: dict[str, Callable[..., Thunk | None]] = {
     "matmul": _matmul,

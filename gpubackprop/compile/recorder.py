@@ -61,7 +61,6 @@ class Recording:
     constants : what must stay as it is, with its value now.
     leaves : tensors without history that operations were given, by id.
     modules : those whose forward pass ran, in order of appearance.
-    external : buffers from outside, in order of appearance.
     alive : made buffers whose memory still exists, with a weak reference to it.
     """
 
@@ -72,7 +71,6 @@ class Recording:
     constants: list[tuple[Callable[[], Any], Any]] = field(default_factory=list)
     leaves: dict[int, Tensor] = field(default_factory=dict)
     modules: dict[int, Any] = field(default_factory=dict)
-    external: list[Buffer] = field(default_factory=list)
     alive: dict[int, tuple[Buffer, Any]] = field(default_factory=dict)
 
 
@@ -90,7 +88,7 @@ class Recorder:
             owner = self.backend.owner(array)
             if id(owner) not in self._owners:
                 self._enter(owner, "input")
-            self.recording.inputs.append(self._ref(array))
+            self.recording.inputs.append(self.ref_of(array))
 
     # Memory.
     def _enter(self, owner: Array, kind: Any, made_by: str = "") -> Buffer:
@@ -101,8 +99,6 @@ class Recorder:
         key = id(owner)
         if keep:
             reference: Any = owner
-            if kind == "external":
-                self.recording.external.append(buffer)
         else:
             reference = weakref.ref(owner, lambda _: self._forget(key))
             self.recording.alive[key] = (buffer, reference)
@@ -113,7 +109,7 @@ class Recorder:
         self._owners.pop(key, None)
         self.recording.alive.pop(key, None)
 
-    def _ref(self, array: Array) -> Ref:
+    def ref_of(self, array: Array) -> Ref:
         """An array as a view of its buffer; one that was never seen came from outside."""
         owner = self.backend.owner(array)
         found = self._owners.get(id(owner))
@@ -128,17 +124,11 @@ class Recorder:
         found = self._owners.get(id(self.backend.owner(array)))
         return found is not None and found[0].kind != "external"
 
-    def ref_of(self, array: Array) -> Ref:
-        """The ref of a result."""
-        return self._ref(array)
-
     # Calls.
     def _described(self, value: Any) -> Any:
         """An argument as it stands in the recording."""
         if isinstance(value, self.backend.array_type):
-            return self._ref(value)
-        if isinstance(value, np.generic):
-            return value
+            return self.ref_of(value)
         if isinstance(value, (tuple, list)):
             return type(value)(self._described(v) for v in value)
         return value
@@ -174,7 +164,7 @@ class Recorder:
                 self._enter(self.backend.owner(r), "made", name)
                 fresh = True
         if fresh:
-            outs = tuple(self._ref(r) for r in results if r is not None)
+            outs = tuple(self.ref_of(r) for r in results if r is not None)
             calls.append(Call(name, given, named, outs))
         return tuple(results) if many else results[0]
 

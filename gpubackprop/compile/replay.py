@@ -20,6 +20,7 @@ from gpubackprop.compile import passes
 from gpubackprop.compile.checking import WHOLE
 from gpubackprop.compile.plain import thunk
 from gpubackprop.compile.plan import Memory, Plan, plan_memory
+from gpubackprop.compile.recorder import Live
 from gpubackprop.compile.session import Outcome
 from gpubackprop.compile.trace import Call, Ref, replaced
 
@@ -49,7 +50,6 @@ class Report:
     seconds: float = 0.0
     compiled: int = 0
     plan: Plan | None = None
-    unfused: str = ""
 
 
 class UnfusedError(Exception):
@@ -60,10 +60,8 @@ def compiled_step(outcome: Outcome, backend: Backend, fast: bool) -> Replay:
     """A recorded step made ready, fused where it can be."""
     try:
         return Replay(outcome, backend, fast)
-    except UnfusedError as error:
-        replay = Replay(outcome, backend, fast, fuse=False)
-        replay.report.unfused = str(error)
-        return replay
+    except UnfusedError:
+        return Replay(outcome, backend, fast, fuse=False)
 
 
 class Replay:
@@ -140,20 +138,25 @@ class Replay:
 
     def try_out(self, arrays: Sequence[Array]) -> None:
         """Run what is compared, and take the live numbers' changes back."""
-        copyto = self.backend.copyto
+        done: list[Live] = []
+        try:
+            self._go(arrays, self.steps[: self.boundary], done)
+        finally:
+            _take_back(done)
+
+    def _go(
+        self, arrays: Sequence[Array], steps: Sequence[Callable[[], None]], done: list[Live]
+    ) -> None:
+        """Fill the inputs, read the live numbers (noting in `done` which), and run the steps."""
+        copyto, numbers = self.backend.copyto, self.numbers
         for view, array in zip(self._inputs, arrays, strict=True):
             copyto(view, array)
-        done = 0
-        try:
-            for entry in self.live:
-                self.numbers[entry.places.start : entry.places.stop] = entry.read()
-                done += 1
-            for step in self.steps[: self.boundary]:
-                step()
-        finally:
-            for entry in reversed(self.live[:done]):
-                if entry.undo is not None:
-                    entry.undo()
+        for entry in self.live:
+            places = entry.places
+            numbers[places.start : places.stop] = entry.read()
+            done.append(entry)
+        for step in steps:
+            step()
 
     def add_plain(self, call: Call) -> None:
         """Append a call as the backend defines it."""
@@ -190,21 +193,11 @@ class Replay:
         Where the step fails, what its live numbers changed (counts, places in random sequences) is
         taken back.
         """
-        copyto = self.backend.copyto
-        for view, array in zip(self._inputs, arrays, strict=True):
-            copyto(view, array)
-        numbers, done = self.numbers, 0
+        done: list[Live] = []
         try:
-            for entry in self.live:
-                places = entry.places
-                numbers[places.start : places.stop] = entry.read()
-                done += 1
-            for step in self.steps:
-                step()
+            self._go(arrays, self.steps, done)
         except BaseException:
-            for entry in reversed(self.live[:done]):
-                if entry.undo is not None:
-                    entry.undo()
+            _take_back(done)
             raise
         return self.results()
 
@@ -232,6 +225,13 @@ class _Marker:
 
     def __init__(self, outcome: Outcome) -> None:
         self.refs = [r for r in [*outcome.results, *outcome.grads] if isinstance(r, Ref)]
+
+
+def _take_back(done: Sequence[Live]) -> None:
+    """Undo what reading live numbers changed, the latest first."""
+    for entry in reversed(done):
+        if entry.undo is not None:
+            entry.undo()
 
 
 def _never(call: Call, out: Ref) -> tuple[Ref, ...]:

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 def describe(compiled: Compiled, calls: bool = False) -> str:
     """What was compiled and why, in lines."""
-    name = getattr(compiled.fn, "__qualname__", type(compiled.fn).__name__)
     lines = [
-        f"compiled {name}: {len(compiled.entries)} recording(s) kept of at most "
+        f"compiled {compiled.name}: {len(compiled.entries)} recording(s) kept of at most "
         f"{compiled.entries.most}"
     ]
     if compiled.eager is not None:

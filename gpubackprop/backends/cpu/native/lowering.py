@@ -8,7 +8,6 @@ serve these dtypes, shapes or layouts: the call then runs as the NumPy backend d
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -69,8 +68,6 @@ def lowers(kernel: str, *more: str, inplace: tuple[str, ...] = ()) -> Callable[[
 def load() -> dict[str, Entry]:
     """The table, with every file's rows."""
     for name in MODULES:
-        if importlib.util.find_spec(f"gpubackprop.backends.cpu.native.{name}") is None:
-            continue
         importlib.import_module(f"gpubackprop.backends.cpu.native.{name}")
     return TABLE
 
