@@ -10,7 +10,7 @@ from gpubackprop.backends import get_backend
 from gpubackprop.backends.cpu.native.abi import kernel
 from gpubackprop.backends.cpu.native.engine import Instruction, Program
 from gpubackprop.backends.cpu.native.lowering import Site, load
-from gpubackprop.backends.cpu.native.panels import multiply_panels, packed
+from gpubackprop.backends.cpu.native.panels import multiply_rows, packed
 from gpubackprop.backends.recurrent import RecurrentKernels
 
 TABLE = load()
@@ -169,8 +169,8 @@ def test_what_is_left_to_numpy(kind):
 
 @kernel
 def once(frame, part, parts):
-    """Frame: as the arguments of ``multiply_panels``."""
-    multiply_panels(
+    """Frame: as the arguments of ``multiply_rows``."""
+    multiply_rows(
         frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], frame[6], frame[7]
     )  # fmt: skip
 

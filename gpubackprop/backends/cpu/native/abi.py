@@ -21,6 +21,7 @@ Rules for a kernel's body:
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -29,6 +30,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
+from gpubackprop.backends.cpu.native.cache import forget_stale
+
+forget_stale(Path(__file__).parent)  # before any kernel is looked for
 
 # LLVM leaves a loop over more than a few arrays scalar where it cannot prove them apart: it would
 # have to compare too many addresses first. For rows of thousands of elements that is nothing.

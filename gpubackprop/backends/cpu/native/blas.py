@@ -11,6 +11,7 @@ The environment variable ``GPUBACKPROP_GEMM`` chooses another library, which mus
   with another library.
 * ``mkl``: Intel's wheel ``mkl``.
 * ``auto``, the default: the first of these that is there. On processors of AMD no other is faster.
+  With AVX-512, most products are then made without it (``blocked.py``), which is faster still.
 
 Kernels know the product by the name ``SYMBOL`` alone. It is given an address when this module is
 imported, so before a kernel is compiled or loaded from the cache: what is cached fits any library.
@@ -155,18 +156,23 @@ def chosen() -> Blas | None:
     ConfigError
         The environment variable names no library, or one that is not installed.
     """
-    wanted = os.environ.get(VARIABLE) or "auto"
-    if wanted == "auto":
+    name = wanted()
+    if name == "auto":
         return next((found for find in PROVIDERS.values() if (found := find())), None)
-    if wanted not in PROVIDERS:
-        raise ConfigError(unknown(f"value of {VARIABLE}", wanted, ["auto", *PROVIDERS]))
-    found = PROVIDERS[wanted]()
+    if name not in PROVIDERS:
+        raise ConfigError(unknown(f"value of {VARIABLE}", name, ["auto", *PROVIDERS]))
+    found = PROVIDERS[name]()
     if found is None:
         raise ConfigError(
-            f"{VARIABLE}={wanted}: the package {PACKAGES[wanted]!r} is not installed"
+            f"{VARIABLE}={name}: the package {PACKAGES[name]!r} is not installed"
             " or has no library that fits"
         )
     return found
+
+
+def wanted() -> str:
+    """The library that the environment asks for."""
+    return os.environ.get(VARIABLE) or "auto"
 
 
 def available() -> bool:

@@ -10,7 +10,7 @@ from gpubackprop.backends.cpu.native import mathematics as m
 from gpubackprop.backends.cpu.native.abi import floats, kernel, share
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
-from gpubackprop.backends.cpu.native.panels import multiply_panels
+from gpubackprop.backends.cpu.native.panels import multiply_rows
 from gpubackprop.backends.cpu.native.recurrent import (
     Layer,
     copy_floats,
@@ -40,7 +40,7 @@ def gru(frame, part, parts):
         t = steps - 1 - step if reverse else step
         before = (t + 1 if reverse else t) * state
         after = (t if reverse else t + 1) * state
-        multiply_panels(rows, 3 * padded, size, hidden + before, row, panels, product, wide)
+        multiply_rows(rows, 3 * padded, size, hidden + before, row, panels, product, wide)
         for n in range(rows):
             p = floats(frame[7] + t * frame[8] + (top + n) * frame[9], 3 * size)
             a = floats(product + n * wide, 3 * padded)
@@ -114,7 +114,7 @@ def gru_backward(frame, part, parts):
                 reset = slope * inner[j] * (vr * (f32(1.0) - vr))
                 dr[j], qr[j], qn[j] = reset, reset, slope * vr
         source = frame[15] + 3 * first
-        multiply_panels(rows, padded, 3 * size, source, 3 * row, panels, product, 4 * padded)
+        multiply_rows(rows, padded, 3 * size, source, 3 * row, panels, product, 4 * padded)
         for n in range(rows):
             dh, more = floats(back + n * row, size), floats(product + 4 * n * padded, size)
             if running(lengths, top + n, t):

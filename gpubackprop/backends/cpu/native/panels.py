@@ -19,21 +19,24 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpubackprop.backends.cpu.native.abi import FAST, floats, kernel, share
+from gpubackprop.backends.cpu.native.abi import FAST, floats, inline, kernel, share
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site
 from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST, whole
 
 # Sums of a tile, two vectors of the matrix and a factor fill the registers of the processor.
-_TALL = 8 if WIDEST == 4 else 6
-_LOW = _TALL // 2
-_WIDE = 2 * LANES
+TALL = 8 if WIDEST == 4 else 6
+"""Rows of the tallest tile."""
+_LOW = TALL // 2
+WIDE = 2 * LANES
+"""Columns of a panel."""
 
 
 def _tile(rows: int, vectors: int) -> Any:
-    """``tile(left, depth, a, step_a, panel, out, step_out)``: `rows` rows of a product, `vectors`
-    vectors wide. Where fewer than `rows` are left, the last one is done again, with the same
-    result. Everything is an address, a number of bytes or a count; `depth` is at least 1."""
+    """``tile(left, depth, a, step_a, step_k, panel, first, step_first, out, step_out)``: `rows`
+    rows of a product, `vectors` vectors wide. Where fewer than `rows` are left, the last one is
+    done again, with the same result. Sums begin with the rows at `first`, with 0 where that is 0.
+    Everything is an address, a number of bytes or a count; `depth` is at least 1."""
 
     @intrinsic
     def tile(
@@ -42,7 +45,10 @@ def _tile(rows: int, vectors: int) -> Any:
         depth: Any,
         a: Any,
         step_a: Any,
+        step_k: Any,
         panel: Any,
+        first: Any,
+        step_first: Any,
         out: Any,
         step_out: Any,
     ) -> Any:
@@ -50,7 +56,7 @@ def _tile(rows: int, vectors: int) -> Any:
             _emit(builder, rows, vectors, *args)
             return context.get_dummy_value()
 
-        return types.void(*(types.int64,) * 7), build
+        return types.void(*(types.int64,) * 10), build
 
     return tile
 
@@ -63,7 +69,10 @@ def _emit(
     depth: Any,
     a: Any,
     step_a: Any,
+    step_k: Any,
     panel: Any,
+    first: Any,
+    step_first: Any,
     out: Any,
     step_out: Any,
 ) -> None:
@@ -84,21 +93,30 @@ def _emit(
         return builder.inttoptr(place, of.as_pointer())
 
     last = builder.sub(left, number(1))
-    sources, targets = [], []
+    sources, begins, targets = [], [], []
     for r in range(rows):
         row = builder.select(builder.icmp_signed("<", number(r), left), number(r), last)
         sources.append(builder.add(a, builder.mul(row, step_a)))
+        begins.append(builder.add(first, builder.mul(row, step_first)))
         targets.append(builder.add(out, builder.mul(row, step_out)))
     entry = builder.block
+    given = builder.append_basic_block("given")
     loop, done = builder.append_basic_block("depth"), builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed("==", first, number(0)), loop, given)
+
+    builder.position_at_end(given)
+    begun = [
+        builder.load(at(begin, vector, 4 * LANES * v), align=4)
+        for begin in begins
+        for v in range(vectors)
+    ]
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    k, place = builder.phi(i64), builder.phi(i64)
+    k, place, offset = builder.phi(i64), builder.phi(i64), builder.phi(i64)
     sums = [builder.phi(vector) for _ in range(rows * vectors)]
     factors = [builder.load(at(place, vector, 4 * LANES * v), align=4) for v in range(vectors)]
     found = []
-    offset = builder.mul(k, number(4))
     for r, source in enumerate(sources):
         alone = builder.load(at(builder.add(source, offset), real), align=4)
         one = builder.insert_element(undefined, alone, ir.Constant(i32, 0))
@@ -106,12 +124,15 @@ def _emit(
         for v in range(vectors):
             found.append(builder.call(fma, [many, factors[v], sums[r * vectors + v]]))
     more = builder.add(k, number(1))
-    for phi, begin, then in (
-        (k, number(0), more),
-        (place, panel, builder.add(place, number(4 * LANES * vectors))),
-        *((s, zeros, f) for s, f in zip(sums, found, strict=True)),
+    after = builder.add(place, number(4 * LANES * vectors))
+    for phi, none, some, then in (
+        (k, number(0), number(0), more),
+        (place, panel, panel, after),
+        (offset, number(0), number(0), builder.add(offset, step_k)),
+        *((s, zeros, b, f) for s, b, f in zip(sums, begun, found, strict=True)),
     ):
-        phi.add_incoming(begin, entry)
+        phi.add_incoming(none, entry)
+        phi.add_incoming(some, given)
         phi.add_incoming(then, loop)
     builder.cbranch(builder.icmp_signed("<", more, depth), loop, done)
 
@@ -122,33 +143,50 @@ def _emit(
 
 
 # Functions that are compiled to the cache may name such pieces only as globals.
-_tall, _low, _one, _narrow = _tile(_TALL, 2), _tile(_LOW, 2), _tile(1, 2), _tile(_TALL, 1)
+_tall, _low, _one = _tile(TALL, 2), _tile(_LOW, 2), _tile(1, 2)
+_narrow = _tile(TALL, 1)
 
 
 @numba.njit(**FAST)
-def multiply_panels(rows, columns, depth, a, step_a, panels, out, step_out):
-    """C = A B for A (rows, depth) and the panels of B (depth, columns).
+def multiply_panels(
+    rows, columns, depth, a, step_a, step_k, strip, panels, first, step_first, out, step_out
+):
+    """C = first + A B for A (rows, depth) and the panels of B (depth, columns), whole vectors.
 
-    `a`, `panels` and `out` are addresses; `step_a` and `step_out` the distances in bytes of two
-    rows, whose numbers lie one after the other. C has all `columns`, those of the filling too.
+    The number of A in row i and column k lies at
+    ``a + i // TALL * strip + i % TALL * step_a + k * step_k``; the rows of `first` (0 for none: C =
+    A B) and of C lie `step_first` and `step_out` apart. All are addresses and bytes.
     """
-    for c in range(0, columns, _WIDE):
-        panel, to, i = panels + 4 * c * depth, out + 4 * c, np.int64(0)
-        while i < rows:
-            left = rows - i
-            source, target = a + i * step_a, to + i * step_out
-            if columns - c < _WIDE:
-                _narrow(left, depth, source, step_a, panel, target, step_out)
-                i += _TALL
+    for c in range(0, columns, WIDE):
+        panel, to, begin = panels + 4 * c * depth, out + 4 * c, first
+        if first:
+            begin += 4 * c
+        for i in range(0, rows, TALL):
+            left, source, target = rows - i, a + i // TALL * strip, to + i * step_out
+            if columns - c < WIDE:
+                _narrow(
+                    left, depth, source, step_a, step_k, panel, begin, step_first, target, step_out
+                )
             elif left > _LOW:
-                _tall(left, depth, source, step_a, panel, target, step_out)
-                i += _TALL
+                _tall(
+                    left, depth, source, step_a, step_k, panel, begin, step_first, target, step_out
+                )
             elif left > 1:
-                _low(left, depth, source, step_a, panel, target, step_out)
-                i += _LOW
+                _low(
+                    left, depth, source, step_a, step_k, panel, begin, step_first, target, step_out
+                )
             else:
-                _one(left, depth, source, step_a, panel, target, step_out)
-                i += 1
+                _one(
+                    left, depth, source, step_a, step_k, panel, begin, step_first, target, step_out
+                )
+            if first:
+                begin += TALL * step_first
+
+
+@inline
+def multiply_rows(rows, columns, depth, a, step_a, panels, out, step_out):
+    """C = A B where the numbers of a row of A lie one after the other."""
+    multiply_panels(rows, columns, depth, a, step_a, 4, TALL * step_a, panels, 0, 0, out, step_out)
 
 
 @kernel
@@ -162,9 +200,9 @@ def pack_panels(frame, part, parts):
     step_k, step_c = frame[1], frame[2]
     depth, blocks, size, padded = frame[3], frame[4], frame[5], frame[6]
     columns = blocks * padded
-    start, stop = share(columns, part, parts, _WIDE)
-    for c in range(start, stop, _WIDE):
-        wide = min(_WIDE, columns - c)
+    start, stop = share(columns, part, parts, WIDE)
+    for c in range(start, stop, WIDE):
+        wide = min(WIDE, columns - c)
         panel = floats(frame[7] + 4 * c * depth, depth * wide)
         for i in range(wide):
             block, j = (c + i) // padded, (c + i) % padded

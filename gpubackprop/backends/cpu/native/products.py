@@ -8,6 +8,7 @@ import numpy as np
 
 from gpubackprop.backends.cpu.native.abi import doubles, floats, inline, kernel, share
 from gpubackprop.backends.cpu.native.blas import sgemm
+from gpubackprop.backends.cpu.native.blocked import add_row, blocked_product, blocks_serve, room
 from gpubackprop.backends.cpu.native.chains import add_columns
 from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
@@ -62,11 +63,7 @@ def product(frame, part, parts):
     c += 4 * (top * ldc + left)
     sgemm(trans_a, trans_b, rows, columns, k, a, lda, b, ldb, beta, c, ldc)
     if bias:
-        plus = floats(bias, n)[left:right]
-        for i in range(rows):
-            row = floats(c + 4 * i * ldc, columns)
-            for j in range(columns):
-                row[j] += plus[j]
+        add_row(rows, columns, bias + 4 * left, c, 4 * ldc)
 
 
 @kernel
@@ -225,19 +222,28 @@ def in_rows(site: Site, x: np.ndarray) -> tuple[list[Instruction], np.ndarray | 
 
 
 def multiply(
-    a: np.ndarray, b: np.ndarray, c: np.ndarray, bias: np.ndarray | None = None, beta: int = 0
+    site: Site,
+    a: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    bias: np.ndarray | None = None,
+    beta: int = 0,
 ) -> Instruction | None:
     """The instruction for ``c = a @ b (+ bias) (+ beta c)`` on float32 matrices."""
     left, right, out = matrix(a), matrix(b), matrix(c)
     if left is None or right is None or out is None:
         return None
     if out.transposed:  # the BLAS writes rows
-        return None if bias is not None else multiply(b.T, a.T, c.T, None, beta)
+        return None if bias is not None else multiply(site, b.T, a.T, c.T, None, beta)
     (m, k), n = a.shape, b.shape[1]
     if not m * n * k:
         return None
     slots = [left.transposed, right.transposed, m, n, k, a, left.ld, b, right.ld, c, out.ld]
     slots += [0 if bias is None else bias, beta]
+    if blocks_serve(m, n, k, left.transposed, right.transposed):
+        size = room(left.transposed, n)
+        slots += [site.scratch((site.parts, size // 4)), size]
+        return Instruction(blocked_product, slots, parallel=m * n * k > SERIAL)
     return Instruction(product, slots, parallel=m * n * k > SERIAL)
 
 
@@ -260,7 +266,7 @@ def lower_linear(
         return None
     before, a = in_rows(site, x)
     more, w = in_rows(site, weight)
-    made = None if a is None or w is None else multiply(a, w.T, c, bias)
+    made = None if a is None or w is None else multiply(site, a, w.T, c, bias)
     return None if made is None else [*before, *more, made]
 
 
@@ -294,7 +300,7 @@ def lower_matmul(
         if c is not None:
             before, a = in_rows(site, x1)
             more, b = in_rows(site, x2)
-            made = None if a is None or b is None else multiply(a, b, c)
+            made = None if a is None or b is None else multiply(site, a, b, c)
             return None if made is None else [*before, *more, made]
     return _batched(x1, x2, y)
 

@@ -20,7 +20,7 @@ from gpubackprop.backends.cpu.native.abi import FAST, floats, inline, kernel, lo
 from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
-from gpubackprop.backends.cpu.native.panels import multiply_panels, packed
+from gpubackprop.backends.cpu.native.panels import multiply_rows, packed
 from gpubackprop.backends.cpu.native.tiles import LANES, whole
 
 f32 = np.float32
@@ -69,7 +69,7 @@ def rnn(frame, part, parts):
         t = steps - 1 - step if reverse else step
         before = (t + 1 if reverse else t) * state
         after = (t if reverse else t + 1) * state
-        multiply_panels(rows, padded, size, hidden + before, row, panels, product, 4 * padded)
+        multiply_rows(rows, padded, size, hidden + before, row, panels, product, 4 * padded)
         for n in range(rows):
             p = floats(frame[7] + t * frame[8] + (top + n) * frame[9], size)
             a = floats(product + 4 * n * padded, size)
@@ -116,7 +116,7 @@ def rnn_backward(frame, part, parts):
             else:
                 for j in range(size):
                     d[j] = (dh[j] + given[j]) * (f32(1.0) - y[j] * y[j])
-        multiply_panels(rows, padded, size, slope + t * state, row, panels, product, 4 * padded)
+        multiply_rows(rows, padded, size, slope + t * state, row, panels, product, 4 * padded)
         take_back(lengths, t, top, rows, size, padded, product, back)
 
 
@@ -140,7 +140,7 @@ def lstm(frame, part, parts):
         t = steps - 1 - step if reverse else step
         before = (t + 1 if reverse else t) * state
         after = (t if reverse else t + 1) * state
-        multiply_panels(rows, 4 * padded, size, hidden + before, row, panels, product, wide)
+        multiply_rows(rows, 4 * padded, size, hidden + before, row, panels, product, wide)
         for n in range(rows):
             p = floats(frame[7] + t * frame[8] + (top + n) * frame[9], 4 * size)
             a = floats(product + n * wide, 4 * padded)
@@ -212,7 +212,7 @@ def lstm_backward(frame, part, parts):
                 df[j] = e * old[j] * (vf * (f32(1.0) - vf))
                 dg[j] = e * vi * (f32(1.0) - vg * vg)
                 dc[j] = e * vf
-        multiply_panels(rows, padded, 4 * size, slopes, 4 * row, panels, product, 4 * padded)
+        multiply_rows(rows, padded, 4 * size, slopes, 4 * row, panels, product, 4 * padded)
         take_back(lengths, t, top, rows, size, padded, product, back)
 
 
