@@ -15,7 +15,7 @@ import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.cpu.fused import HALF, ONE, ZERO
-from gpubackprop.backends.cpu.shared import SHARE, in_blocks, result
+from gpubackprop.backends.cpu.shared import result
 from gpubackprop.backends.primitives import Array
 from gpubackprop.backends.recurrent import steps_in_order
 
@@ -26,8 +26,6 @@ PANEL = 10**6
 PANELS = 4
 # For fewer steps than these, or a batch of one, a weight is not worth rearranging.
 FEW_STEPS = 8
-# Gates whose slopes are computed at a time. Fewer fit the L2 cache, but threads would wait more.
-SLOPES = 1 << 18
 
 
 class NumPyRecurrent(ArrayBackend):
@@ -146,25 +144,37 @@ class NumPyRecurrent(ArrayBackend):
     ) -> tuple[Array, Array, Array]:
         if not _alike(gates, dy, dh, dc, w_hh, cells):
             return super().lstm_steps_backward(dy, dh, dc, w_hh, cells, gates, lengths, reverse)
+        one = ONE[dh.dtype]
         dprojected = result(gates.shape, gates.dtype)
         dh, dc = dh.copy(order="C"), dc.copy(order="C")
         weight, product = _panels(w_hh, dh, len(dy))
         before, after = (cells[1:], cells[:-1]) if reverse else (cells[:-1], cells[1:])
-        through = _lstm_slopes(gates, before, after, dprojected)
-        work = np.empty(dh.shape, dh.dtype)
-        f = _blocks(gates, 4)[1]
-        of_cell = dprojected.reshape(*dy.shape[:2], 4, -1)[:, :, :3]
-        of_output = _blocks(dprojected, 4)[3]
+        # A gate of value y has the slope (k + y) * (1 - y): k is 0 for a sigmoid, 1 for tanh.
+        k = _repeated(len(dh), (0.0, 0.0, 1.0, 0.0), dh.shape[1], dh.dtype)
+        slope, work = np.empty(k.shape, k.dtype), np.empty(dh.shape, dh.dtype)
+        squashed = np.empty(dh.shape, dh.dtype)
+        i, f, g, o = _blocks(gates, 4)
+        di, df, dg, do = _blocks(dprojected, 4)
         for t in steps_in_order(len(dy), not reverse):
-            d = dprojected[t]
+            a, d = gates[t], dprojected[t]
             ended = None if lengths is None else _ended(lengths, t)
             old = None if ended is None else (dh[ended], dc[ended])
             np.add(dh, dy[t], dh)
-            np.multiply(dh, through[t], work)
+            np.tanh(after[t], squashed)
+            np.multiply(dh, squashed, do[t])
+            np.square(squashed, squashed)
+            np.subtract(one, squashed, squashed)
+            np.multiply(dh, o[t], work)
+            np.multiply(work, squashed, work)
             np.add(dc, work, dc)
-            np.multiply(of_cell[t], dc[:, None], of_cell[t])
-            np.multiply(of_output[t], dh, of_output[t])
+            np.multiply(dc, g[t], di[t])
+            np.multiply(dc, before[t], df[t])
+            np.multiply(dc, i[t], dg[t])
             np.multiply(dc, f[t], dc)
+            np.add(a, k, slope)
+            np.multiply(d, slope, d)
+            np.subtract(one, a, slope)
+            np.multiply(d, slope, d)
             if ended is not None:
                 d[ended] = 0
             np.matmul(d, weight, product)
@@ -275,35 +285,6 @@ class NumPyRecurrent(ArrayBackend):
 def _alike(x: Any, *others: Any) -> bool:
     """Whether all are matrices of the one dtype that the fast paths are for."""
     return x.dtype in ONE and all(a.dtype == x.dtype for a in others)
-
-
-def _lstm_slopes(
-    gates: np.ndarray, before: np.ndarray, after: np.ndarray, slopes: np.ndarray
-) -> np.ndarray:
-    """What a step of the backward pass multiplies by and that no other step changes, for all steps
-    at once: in `slopes` the derivative of the new cell by the pre-activations of i, f and g, and of
-    the output by that of o; and the result, the derivative of the output by the new cell."""
-    one = ONE[gates.dtype]
-    through = np.empty(after.shape, after.dtype)
-    # A gate of value y has the slope (k + y) * (1 - y): k is 0 for a sigmoid, 1 for tanh.
-    k = _repeated(gates.shape[1], (0.0, 0.0, 1.0, 0.0), after.shape[2], gates.dtype)
-    i, _, g, o = _blocks(gates, 4)
-    di, df, dg, do = _blocks(slopes, 4)
-
-    def work(start: int, stop: int) -> None:
-        t = slice(start, stop)
-        rest, squashed = np.subtract(one, gates[t]), np.tanh(after[t])
-        np.add(gates[t], k, slopes[t])
-        np.multiply(slopes[t], rest, slopes[t])
-        for d, factor in ((di, g[t]), (df, before[t]), (dg, i[t]), (do, squashed)):
-            np.multiply(d[t], factor, d[t])
-        np.square(squashed, squashed)
-        np.subtract(one, squashed, squashed)
-        np.multiply(o[t], squashed, through[t])
-
-    size = max(k.size, 1)
-    in_blocks(work, len(gates), max(SLOPES // size, 1), max(SHARE // size, 1))
-    return through
 
 
 def _panels(weight: np.ndarray, result: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
