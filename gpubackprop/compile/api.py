@@ -17,6 +17,7 @@ def compile(
     cache: int = 8,
     strict: bool = True,
     device: Any = None,
+    recompute: bool = False,
     rehearse: Callable[[], Callable[[], None]] | None = None,
 ) -> Any:
     """A function that is recorded below autograd and replayed, several times as fast.
@@ -36,6 +37,8 @@ def compile(
     strict : raise an error for a function that cannot be replayed. Otherwise it warns, and runs as
         it is.
     device : where a function without tensor arguments works; by default as for ``gb.tensor``.
+    recompute : compute cheap values (activations, normalised rows) a second time where that lowers
+        the most memory in use at once; ``explain()`` says from what to what.
     rehearse : saves the state that `fn` changes and gives a function that puts it back. With it the
         recordings and the comparison are made on the first arguments without effect, and every
         step, the first too, is a replay: a run that is interrupted and resumed has the same bits.
@@ -75,6 +78,7 @@ def compile(
         "cache": cache,
         "strict": strict,
         "device": device,
+        "recompute": recompute,
         "rehearse": rehearse,
     }
     return functools.partial(compile, **options) if fn is None else Compiled(fn, **options)

@@ -45,12 +45,13 @@ class Compiled:
         cache: int = 8,
         strict: bool = True,
         device: Any = None,
+        recompute: bool = False,
         rehearse: Callable[[], Callable[[], None]] | None = None,
     ) -> None:
         if not callable(fn):
             raise CompileError(f"compile: fn is a {type(fn).__name__}; give a function or a module")
         self.fn, self.check, self.fast, self.strict = fn, check, fast, strict
-        self.device, self.rehearse = device, rehearse
+        self.device, self.recompute, self.rehearse = device, recompute, rehearse
         if fast:
             _require_native()
         self.entries = Entries(cache)
@@ -214,7 +215,9 @@ class Compiled:
         ordered = [grads.get(i, UNKNOWN) for i in outcome.recording.leaves]
         entry.guards = Guards(self.fn, outcome.recording, ordered)
         if settled and not entry.guards.open:
-            entry.replay = compiled_step(outcome, backend, _use_native(self.fast, backend))
+            entry.replay = compiled_step(
+                outcome, backend, _use_native(self.fast, backend), self.recompute
+            )
             entry.state = CHECKING if self.check else READY
             self._fruitless = 0
         elif self.eager is None and (

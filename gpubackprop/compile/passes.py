@@ -72,7 +72,7 @@ def folded(calls: Sequence[Call], backend: Backend) -> list[Call]:
         return ref if now is None else replace(ref, buffer=now)
 
     def steady(call: Call) -> bool:
-        if call.writes or call.kernel in IMPURE or not call.outs or _has_live(call):
+        if call.writes or call.kernel in IMPURE or not call.outs or has_live(call):
             return False
         if any(r.buffer not in constants for r in call.reads):
             return False
@@ -101,7 +101,9 @@ def folded(calls: Sequence[Call], backend: Backend) -> list[Call]:
     return mapped(kept, change)
 
 
-def _has_live(call: Call) -> bool:
+def has_live(call: Call) -> bool:
+    """Whether a call is given a number that is read anew at each replay."""
+
     def look(tree: Any) -> bool:
         if isinstance(tree, (tuple, list)):
             return any(map(look, tree))
@@ -143,7 +145,7 @@ def simplified(calls: Sequence[Call]) -> list[Call]:
             out = call.outs[0]
             if call.args[1] == 2:
                 call = replace(call, kernel="square", args=(source,))
-            elif _whole(out) and _whole(source) and source.buffer.kind == "made":
+            elif out.whole and source.whole and source.buffer.kind == "made":
                 same[out.buffer] = source
                 continue
         kept.append(call)
@@ -158,11 +160,6 @@ def simplified(calls: Sequence[Call]) -> list[Call]:
         return ref
 
     return mapped(kept, change)
-
-
-def _whole(ref: Ref) -> bool:
-    """Whether a ref is all of its buffer, in order."""
-    return ref.contiguous and ref.offset == 0 and ref.nbytes == ref.buffer.nbytes
 
 
 def placed(calls: Sequence[Call]) -> list[Call]:
@@ -194,7 +191,7 @@ def placed(calls: Sequence[Call]) -> list[Call]:
             source.buffer.kind != "made"
             or source.buffer in moved
             or target.buffer.kind != "external"
-            or not _whole(source)
+            or not source.whole
             or not target.contiguous
             or (target.shape, target.dtype) != (source.shape, source.dtype)
             or source.buffer not in first

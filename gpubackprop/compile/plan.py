@@ -41,13 +41,15 @@ class Plan:
 
     def describe(self) -> str:
         """The figures in words."""
+        total, most, arena = map(size_of, (self.total, self.peak_before, self.nbytes))
         return (
-            f"{_size(self.total)} of intermediate results, at most {_size(self.peak_before)} at "
-            f"once, in an arena of {_size(self.nbytes)} ({self.shared} written in place)"
+            f"{total} of intermediate results, at most {most} at once, in an arena of {arena} "
+            f"({self.shared} written in place)"
         )
 
 
-def _size(n: int) -> str:
+def size_of(n: int) -> str:
+    """Bytes in words."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n >= scale:
             return f"{n / scale:.1f} {unit}"
@@ -55,7 +57,7 @@ def _size(n: int) -> str:
 
 
 @dataclass
-class _Life:
+class Life:
     """When a buffer is in use: from before call `start` to after call `end`."""
 
     start: int
@@ -64,23 +66,23 @@ class _Life:
 
 def lifetimes(
     calls: Sequence[Call], results: Iterable[Ref], inputs: Iterable[Ref]
-) -> dict[Buffer, _Life]:
+) -> dict[Buffer, Life]:
     """The life of every buffer that the plan places."""
-    lives: dict[Buffer, _Life] = {}
+    lives: dict[Buffer, Life] = {}
     for ref in inputs:
-        lives[ref.buffer] = _Life(0, 0)
+        lives[ref.buffer] = Life(0, 0)
     for i, call in enumerate(calls):
         for ref in [*call.reads, *call.outs, *call.writes]:
             if ref.buffer.kind == "external":
                 continue
             life = lives.get(ref.buffer)
             if life is None:
-                lives[ref.buffer] = _Life(i, i)
+                lives[ref.buffer] = Life(i, i)
             else:
                 life.end = i
     for ref in results:
         if ref.buffer.kind != "external":
-            lives.setdefault(ref.buffer, _Life(0, len(calls))).end = len(calls)
+            lives.setdefault(ref.buffer, Life(0, len(calls))).end = len(calls)
     return lives
 
 
@@ -101,16 +103,16 @@ def plan_memory(
     """
     lives = lifetimes(calls, results, inputs)
     plan = Plan(total=sum(b.nbytes for b in lives))
-    plan.peak_before = _peak(lives)
+    plan.peak_before = peak_of(lives)[0]
     hosts = _hosts(calls, lives, inplace)
     plan.shared = len(hosts)
     # A buffer that lies in another's memory makes that one's life longer.
-    groups: dict[Buffer, _Life] = {}
+    groups: dict[Buffer, Life] = {}
     for buffer, life in lives.items():
         root = buffer
         while root in hosts:
             root = hosts[root]
-        group = groups.setdefault(root, _Life(life.start, life.end))
+        group = groups.setdefault(root, Life(life.start, life.end))
         group.start, group.end = min(group.start, life.start), max(group.end, life.end)
     _place(plan, groups)
     for buffer in lives:
@@ -121,20 +123,22 @@ def plan_memory(
     return plan
 
 
-def _peak(lives: dict[Buffer, _Life]) -> int:
+def peak_of(lives: dict[Buffer, Life]) -> tuple[int, int]:
+    """The most bytes in use at once, and the first call at which they are."""
     changes: dict[int, int] = {}
     for buffer, life in lives.items():
         changes[life.start] = changes.get(life.start, 0) + buffer.nbytes
         changes[life.end + 1] = changes.get(life.end + 1, 0) - buffer.nbytes
-    now = peak = 0
+    now = peak = at = 0
     for i in sorted(changes):
         now += changes[i]
-        peak = max(peak, now)
-    return peak
+        if now > peak:
+            peak, at = now, i
+    return peak, at
 
 
 def _hosts(
-    calls: Sequence[Call], lives: dict[Buffer, _Life], inplace: InPlace
+    calls: Sequence[Call], lives: dict[Buffer, Life], inplace: InPlace
 ) -> dict[Buffer, Buffer]:
     """For each result that is written over an argument, the argument's buffer."""
     hosts: dict[Buffer, Buffer] = {}
@@ -165,13 +169,14 @@ def _hosts(
 
 
 def _whole(ref: Ref) -> bool:
+    """Whether a ref is every byte of its buffer, in any order of its axes."""
     low, high = ref.bounds
     return low == 0 and high == ref.buffer.nbytes == ref.nbytes
 
 
-def _place(plan: Plan, groups: dict[Buffer, _Life]) -> None:
+def _place(plan: Plan, groups: dict[Buffer, Life]) -> None:
     """The largest first, each at the lowest place that is free for all of its life."""
-    placed: list[tuple[int, int, _Life]] = []  # first byte, byte after the last, life
+    placed: list[tuple[int, int, Life]] = []  # first byte, byte after the last, life
     order = sorted(groups.items(), key=lambda item: (-item[0].nbytes, item[0].number))
     for buffer, life in order:
         size = max(-(-buffer.nbytes // ALIGNMENT) * ALIGNMENT, ALIGNMENT)

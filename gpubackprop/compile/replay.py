@@ -19,7 +19,8 @@ from gpubackprop.backends import Array, Backend
 from gpubackprop.compile import passes
 from gpubackprop.compile.checking import WHOLE
 from gpubackprop.compile.plain import thunk
-from gpubackprop.compile.plan import Memory, Plan, plan_memory
+from gpubackprop.compile.plan import Memory, Plan, lifetimes, peak_of, plan_memory
+from gpubackprop.compile.recompute import recomputed
 from gpubackprop.compile.recorder import Live
 from gpubackprop.compile.session import Outcome
 from gpubackprop.compile.trace import Call, Ref, replaced
@@ -34,6 +35,8 @@ class Report:
     recorded, planned : kernel calls before and after the passes.
     native, plain : how many of those run natively, and which kernels run in plain NumPy.
     fused : how many calls were taken into loops of several.
+    again : how many values are computed twice, to be kept for a shorter time.
+    kept : most bytes in use at once without that.
     parts : threads of the native programs.
     programs : how many there are.
     seconds : what building took; `compiled` native kernels were not in the cache.
@@ -45,6 +48,8 @@ class Report:
     native: int = 0
     plain: Counter[str] = field(default_factory=Counter)
     fused: int = 0
+    again: int = 0
+    kept: int = 0
     parts: int = 0
     programs: int = 0
     seconds: float = 0.0
@@ -56,12 +61,14 @@ class UnfusedError(Exception):
     """A fused call has no native kernel for its arrays."""
 
 
-def compiled_step(outcome: Outcome, backend: Backend, fast: bool) -> Replay:
+def compiled_step(
+    outcome: Outcome, backend: Backend, fast: bool, recompute: bool = False
+) -> Replay:
     """A recorded step made ready, fused where it can be."""
     try:
-        return Replay(outcome, backend, fast)
+        return Replay(outcome, backend, fast, recompute)
     except UnfusedError:
-        return Replay(outcome, backend, fast, fuse=False)
+        return Replay(outcome, backend, fast, recompute, fuse=False)
 
 
 class Replay:
@@ -72,10 +79,18 @@ class Replay:
     outcome : the recorded call.
     backend : its device.
     fast : whether native kernels may be used.
+    recompute : whether cheap values may be computed twice to save memory.
     fuse : whether calls may be taken together.
     """
 
-    def __init__(self, outcome: Outcome, backend: Backend, fast: bool, fuse: bool = True) -> None:
+    def __init__(
+        self,
+        outcome: Outcome,
+        backend: Backend,
+        fast: bool,
+        recompute: bool = False,
+        fuse: bool = True,
+    ) -> None:
         began = time.perf_counter()
         self.outcome, self.backend = outcome, backend
         self.numbers: list[float | int] = list(outcome.recording.numbers)
@@ -89,6 +104,9 @@ class Replay:
         calls = passes.copies(calls)
         calls = passes.placed(calls)
         calls = passes.dead(calls, marker.refs)
+        if recompute:
+            self.report.kept = peak_of(lifetimes(calls, marker.refs, recording.inputs))[0]
+            calls, self.report.again = recomputed(calls, marker.refs, recording.inputs)
         if fast and fuse:
             from gpubackprop.compile.fusion import fused
 

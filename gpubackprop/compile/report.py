@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.compile.plan import size_of
 
 if TYPE_CHECKING:
     from gpubackprop.compile.compiled import Compiled, Entry
@@ -56,6 +57,10 @@ def _entry(entry: Entry, calls: bool) -> list[str]:
         lines.append(f"    {sum(r.plain.values())} run in the backend's own kernels: {listed}")
     if plan is not None:
         lines.append(f"    memory: {plan.describe()}")
+        if r.again:
+            lines.append(
+                f"    {r.again} value(s) computed twice; without that, {size_of(r.kept)} at once"
+            )
     numbers = len(replay.numbers)
     lines.append(
         f"    {numbers} number(s) read anew at each step; {len(replay.outcome.recording.leaves)} "

@@ -75,6 +75,11 @@ class Ref:
         return True
 
     @property
+    def whole(self) -> bool:
+        """Whether it is all of its buffer, in order."""
+        return self.contiguous and self.offset == 0 and self.nbytes == self.buffer.nbytes
+
+    @property
     def bounds(self) -> tuple[int, int]:
         """First byte and the byte after the last, in the buffer."""
         if not self.size:
