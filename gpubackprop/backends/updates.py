@@ -6,18 +6,54 @@ device: a recorded step must be able to replay with another learning rate. The f
     Ruder, "An overview of gradient descent optimization algorithms" (2016), in
 the variants that PyTorch documents. A definition here may be run on any slice of the buffers, which
 is how the CPU keeps its temporaries in cache.
+
+Two further arguments, which all of them take, are what clipping and a scaled loss ask for, without
+another pass over the gradient and without waiting for the device:
+
+* ``scale`` multiplies the gradient before anything else is done with it (a clipping factor, one
+  over the scale of the loss, or their product): a Python number or a 0-d float array of the device;
+  None for 1. The gradient itself stays as it is.
+* ``skip`` leaves parameters and state as they are where it is true (the gradient has elements that
+  are not finite): a boolean or a 0-d boolean array of the device; None for false.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from gpubackprop.backends.composites import Composites
 from gpubackprop.backends.primitives import Array
 
 Scalar = float | Array
+Flag = bool | Array
 
 
 class Updates(Composites):
-    """Gradient descent and its descendants."""
+    """Gradient descent and its descendants, and what is asked of a gradient before a step."""
+
+    def square_norm(self, grad: Array) -> tuple[Array, Array]:
+        """The sum of the squares of a gradient's elements, and whether one of them is not finite.
+
+        Parameters
+        ----------
+        grad : floats of any shape.
+
+        Returns
+        -------
+        squares : 0-d float64, in which squares of float32 can neither overflow nor vanish. Those of
+            several buffers may be added up.
+        nonfinite : 0-d bool; true where there is an infinity or a NaN.
+        """
+        squares = self.sum(self.square(self.astype(grad, np.float64)))
+        return squares, self.logical_not(self.all(self.isfinite(grad)))
+
+    def _gradient(self, grad: Array, scale: Scalar | None) -> Array:
+        """The gradient times its scale, in its own dtype."""
+        if scale is None:
+            return grad
+        if isinstance(scale, (int, float)):
+            return self.multiply(grad, float(scale))
+        return self.multiply(grad, self.astype(scale, grad.dtype))
 
     def sgd_update(
         self,
@@ -31,6 +67,8 @@ class Updates(Composites):
         dampening: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        scale: Scalar | None = None,
+        skip: Flag | None = None,
     ) -> None:
         """param -= lr * v, with v = momentum * v + (1 - dampening) * (grad + weight_decay * param);
         the first v is the gradient.
@@ -38,6 +76,9 @@ class Updates(Composites):
         `velocity` may be None where momentum is 0. Nesterov looks ahead: grad + momentum * v in
         place of v.
         """
+        if skip is not None and bool(skip):
+            return
+        grad = self._gradient(grad, scale)
         lr, step = float(lr), float(step)
         if weight_decay:
             grad = self.add(grad, self.multiply(param, weight_decay))
@@ -61,9 +102,14 @@ class Updates(Composites):
         lr_decay: float = 0.0,
         eps: float = 1e-10,
         weight_decay: float = 0.0,
+        scale: Scalar | None = None,
+        skip: Flag | None = None,
     ) -> None:
         """total += grad**2; param -= lr / (1 + (step - 1) * lr_decay) * grad / (sqrt(total) + eps)
         (Duchi et al. 2011)."""
+        if skip is not None and bool(skip):
+            return
+        grad = self._gradient(grad, scale)
         lr, step = float(lr), float(step)
         if weight_decay:
             grad = self.add(grad, self.multiply(param, weight_decay))
@@ -86,6 +132,8 @@ class Updates(Composites):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
+        scale: Scalar | None = None,
+        skip: Flag | None = None,
     ) -> None:
         """s = alpha * s + (1 - alpha) * grad**2; param -= lr * grad / (sqrt(s) + eps) (Tieleman &
         Hinton 2012).
@@ -94,6 +142,9 @@ class Updates(Composites):
         rounding leaves below 0 counts as 0; with `velocity` the quotient is accumulated with
         `momentum`.
         """
+        if skip is not None and bool(skip):
+            return
+        grad = self._gradient(grad, scale)
         lr = float(lr)
         if weight_decay:
             grad = self.add(grad, self.multiply(param, weight_decay))
@@ -126,6 +177,8 @@ class Updates(Composites):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         decoupled: bool = False,
+        scale: Scalar | None = None,
+        skip: Flag | None = None,
     ) -> None:
         """Adam (Kingma & Ba 2015, algorithm 1); with `decoupled` weight decay AdamW (Loshchilov &
         Hutter 2019).
@@ -133,6 +186,9 @@ class Updates(Composites):
         m = beta1*m + (1-beta1)*g; v = beta2*v + (1-beta2)*g**2;
         param -= lr / (1-beta1**step) * m / (sqrt(v) / sqrt(1-beta2**step) + eps).
         """
+        if skip is not None and bool(skip):
+            return
+        grad = self._gradient(grad, scale)
         lr, step = float(lr), float(step)
         if weight_decay and decoupled:
             self.multiply(param, 1.0 - lr * weight_decay, out=param)
@@ -142,9 +198,9 @@ class Updates(Composites):
         self.add(mean, self.multiply(grad, 1.0 - beta1), out=mean)
         self.multiply(mean_square, beta2, out=mean_square)
         self.add(mean_square, self.multiply(self.square(grad), 1.0 - beta2), out=mean_square)
-        scale = self.sqrt(mean_square)
-        self.multiply(scale, (1.0 - beta2**step) ** -0.5, out=scale)
-        self.add(scale, eps, out=scale)
-        self.divide(mean, scale, out=scale)
-        self.multiply(scale, lr / (1.0 - beta1**step), out=scale)
-        self.subtract(param, scale, out=param)
+        move = self.sqrt(mean_square)
+        self.multiply(move, (1.0 - beta2**step) ** -0.5, out=move)
+        self.add(move, eps, out=move)
+        self.divide(mean, move, out=move)
+        self.multiply(move, lr / (1.0 - beta1**step), out=move)
+        self.subtract(param, move, out=param)

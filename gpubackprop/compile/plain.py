@@ -233,9 +233,13 @@ def _descent(
     lr: Any,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    scale: Any = None,
+    skip: Any = None,
     **rest: Any,
 ) -> Thunk | None:
     """``sgd_update`` of few parameters without momentum: two passes."""
+    if scale is not None or skip is not None:
+        return None
     if momentum or weight_decay or param.size > SMALL or not param.dtype == grad.dtype:
         return None
     if param.dtype not in ONE:

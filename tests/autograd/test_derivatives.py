@@ -324,7 +324,7 @@ COMPOSITES = {
     "rotary": (lambda K, x, c, s: K.rotary(x, c, s), [HEADS, (2, 1), (2, 1)]),
 }
 # These give constants.
-NO_SLOPE = {"detach", "smoothed_targets", "bernoulli", "uniform"}
+NO_SLOPE = {"detach", "smoothed_targets", "bernoulli", "uniform", "square_norm"}
 
 
 def test_every_composite_is_here():

@@ -108,6 +108,11 @@ def calls_of(kernel: str) -> Iterator[Case]:
         elif kernel == "sum_to":
             for small in (shape, shape[1:], (1, *shape[1:]), (*shape[:-1], 1), ()):
                 yield f"{shape} to {small}", (x, small), {}
+        elif kernel == "square_norm":
+            yield f"{shape}", (x,), {}
+            yield f"{shape} extreme", (fill(shape, seed, "extreme"),), {}
+            for layout, moved in layouts(x):
+                yield f"{shape} {layout}", (moved,), {}
         elif kernel == "dropout":
             for p in (0.0, 0.3, 1.0):
                 yield f"{shape} {p}", (x, p, 7, 1, 5), {}
@@ -324,6 +329,28 @@ def test_update_at_the_real_block_size(kernel, used, options):
         found = updated(backend, getattr(backend, kernel), arrays, lr=0.01, step=3, **options)
         for got, want in zip(found, expected, strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("kernel", "used", "options"), CALLS)
+def test_a_scaled_gradient_and_a_step_that_is_skipped(place, kernel, used, options, dtype):
+    backend = place.backend
+    arrays = buffers(kernel, used, 45, dtype)
+    scaled = [arrays[0], arrays[1] * np.asarray(0.3, dtype), *arrays[2:]]
+    numbers = {"lr": 0.01, "step": 3, **options}
+    kernels = getattr(backend, kernel)
+    expected = updated(backend, kernels, scaled, **numbers)
+    expected[1] = arrays[1]  # only read
+    for scale in (0.3, backend.asarray(np.array(0.3, dtype)), backend.asarray(np.array(0.3))):
+        for skip in (False, backend.asarray(np.array(False))):
+            found = updated(backend, kernels, arrays, scale=scale, skip=skip, **numbers)
+            for got, want in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(got, want)
+        for skip in (True, backend.asarray(np.array(True))):
+            found = updated(backend, kernels, arrays, scale=scale, skip=skip, **numbers)
+            for got, want in zip(found, [a for a in arrays if a is not None], strict=True):
+                np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -273,11 +273,13 @@ RULES = {
 CASES = [(rule, options) for rule, settings in RULES.items() for options in settings]
 
 
-def update(launch, rule, options, param, grad, states, lr, step, on_device):
+def update(launch, rule, options, param, grad, states, lr, step, on_device, scale=1.0, skip=None):
     """One step by the kernel; the numbers by value or by their place on the device."""
     places = (np.array(lr), np.array(float(step))) if on_device else (None, None)
     given = (0.0, -1.0) if on_device else (lr, step)  # with a place, the value must not matter
     rate, count = (places[0], given[0]), (places[1], given[1])
+    factor = (np.array(scale, param.dtype), -1.0) if on_device else (None, scale)
+    rate = (*factor, skip, *rate)
     get = {"weight_decay": 0.0, "momentum": 0.0, "eps": 1e-8} | options
     shape, n, decay = geometry.over(param.size), param.size, get["weight_decay"]
     if rule == "sgd":
@@ -306,7 +308,7 @@ def update(launch, rule, options, param, grad, states, lr, step, on_device):
     launch(rule, (cpp(param.dtype),), shape, param, grad, *arguments)
 
 
-def define_update(rule, options, param, grad, states, lr, step):
+def define_update(rule, options, param, grad, states, lr, step, **rest):
     """The same step by the definition."""
     options = dict(options)
     if rule == "sgd":
@@ -318,7 +320,8 @@ def define_update(rule, options, param, grad, states, lr, step):
         arrays = (states[0], states[1] if options.pop("centered", False) else None, velocity)
     else:
         arrays = (states[0], states[1])
-    getattr(Updates, f"{rule}_update")(NUMPY, param, grad, *arrays, lr=lr, step=step, **options)
+    numbers = {"lr": lr, "step": step, **rest}
+    getattr(Updates, f"{rule}_update")(NUMPY, param, grad, *arrays, **numbers, **options)
 
 
 @pytest.mark.parametrize("on_device", [False, True], ids=["by-value", "by-place"])
@@ -337,6 +340,70 @@ def test_updates_equal_the_definitions_bit_for_bit(launch, rule, options, dtype,
         assert np.array_equal(param, other)
         assert all(np.array_equal(a, b) for a, b in zip(states, other_states, strict=True))
     assert np.isfinite(param).all() and not np.array_equal(param, random(2311, dtype, 1))
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["by-value", "by-place"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_updates_of_a_scaled_gradient(launch, rule, dtype, on_device):
+    options = RULES[rule][-1]
+    param = random(700, dtype, 1)
+    states = [np.zeros_like(param) for _ in range(3)]
+    other, other_states = param.copy(), [s.copy() for s in states]
+    go = np.array(False)
+    for step, scale in ((1, 0.3), (2, 1 / 1024), (3, 7.0)):
+        grad = random(700, dtype, 10 + step)
+        before = grad.copy()
+        update(launch, rule, options, param, grad, states, 0.1, step, on_device, scale, go)
+        define_update(rule, options, other, grad, other_states, 0.1, step, scale=scale)
+        assert np.array_equal(grad, before)
+        assert np.array_equal(param, other)
+        assert all(np.array_equal(a, b) for a, b in zip(states, other_states, strict=True))
+    kept = [a.copy() for a in (param, *states)]
+    grad[3] = np.inf
+    update(launch, rule, options, param, grad, states, 0.1, 4, on_device, 1.0, np.array(True))
+    assert all(np.array_equal(a, b) for a, b in zip(kept, (param, *states), strict=True))
+    update(launch, rule, options, param, grad, states, 0.1, 4, on_device, 1.0, go)
+    assert not np.array_equal(kept[0], param)
+
+
+# The norm of a gradient.
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 1023, 40_000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_square_norm(launch, dtype, size):
+    whole = random(size + 1, dtype, size)
+    lanes = 16 // whole.itemsize
+    results = []
+    for grad in (whole[:size].copy(), whole[1:]):  # the second begins within a pack
+        grad[...] = whole[:size]
+        shape = geometry.over(-(-size // lanes))
+        sums, counts = np.empty(shape.grid), np.empty(shape.grid, np.int32)
+        squares, bad = np.empty(()), np.empty((), np.bool_)
+
+        def found(grad=grad, shape=shape, sums=sums, counts=counts, squares=squares, bad=bad):
+            template = (cpp(dtype), geometry.BLOCK)
+            launch("square_norm", template, shape, grad, sums, counts, size)
+            total = (sums, counts, shape.grid, squares, bad)
+            launch("square_norm_total", (geometry.BLOCK,), geometry.Launch(1), *total)
+            return float(squares), bool(bad)
+
+        value, nonfinite = found()
+        exact = np.dot(grad.astype(np.float64), grad.astype(np.float64))
+        assert value == pytest.approx(exact, rel=1e-13) and not nonfinite
+        results.append(value)
+        for place in {0, size // 2, size - 1}:
+            for wrong in (np.inf, -np.inf, np.nan):
+                before, grad[place] = grad[place], wrong
+                value, nonfinite = found()
+                assert nonfinite and not np.isfinite(value)
+                grad[place] = before
+        grad[:] = np.finfo(dtype).max
+        value, nonfinite = found()
+        assert not nonfinite, "finite elements whose squares are beyond their own type"
+        assert np.isfinite(value) or dtype == np.float64
+    assert results[0] == results[1], "the sum depends on where the array lies"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

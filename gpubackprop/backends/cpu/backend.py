@@ -32,7 +32,7 @@ from gpubackprop.backends.cpu.fused import (
 from gpubackprop.backends.cpu.images import NumPyImage
 from gpubackprop.backends.cpu.norms import NumPyNorm
 from gpubackprop.backends.cpu.recurrent import NumPyRecurrent
-from gpubackprop.backends.cpu.updates import adam_update
+from gpubackprop.backends.cpu.updates import adam_update, square_norm
 from gpubackprop.backends.primitives import Array, Axis, Shape
 from gpubackprop.backends.updates import Updates
 
@@ -193,3 +193,4 @@ class NumPyBackend(
     adagrad_update = in_blocks(Updates.adagrad_update)
     rmsprop_update = in_blocks(Updates.rmsprop_update)
     adam_update = in_blocks(adam_update)
+    square_norm = square_norm

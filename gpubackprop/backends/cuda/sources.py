@@ -20,6 +20,7 @@ FILES = (
     "norm",
     "batch_norm",
     "optim",
+    "gradient",
     "scatter",
     "activations",
     "convolution",

@@ -1,8 +1,9 @@
 """Optimizer updates as one CUDA kernel each: one pass over the flat buffers, the same bits as the
 definitions on NumPy.
 
-Learning rate and step may be 0-d float64 arrays of the device. They are then read by the kernel
-when it runs, so that a captured graph replays with whatever they hold.
+Learning rate and step may be 0-d float64 arrays of the device, the gradient's scale a 0-d float
+array. They are then read by the kernel when it runs, so that a captured graph replays with whatever
+they hold; so is the flag that lets a step be left out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from gpubackprop.backends.cuda import geometry, sources
 from gpubackprop.backends.cuda.arrays import DeviceArrays
 from gpubackprop.backends.primitives import Array
-from gpubackprop.backends.updates import Scalar
+from gpubackprop.backends.updates import Flag, Scalar
 
 
 class FusedUpdates(DeviceArrays):
@@ -32,6 +33,8 @@ class FusedUpdates(DeviceArrays):
         dampening: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        scale: Scalar | None = None,
+        skip: Flag | None = None,
     ) -> None:
         if not self._flat(param, grad, velocity):
             super().sgd_update(
@@ -44,10 +47,13 @@ class FusedUpdates(DeviceArrays):
                 dampening=dampening,
                 nesterov=nesterov,
                 weight_decay=weight_decay,
+                scale=scale,
+                skip=skip,
             )
             return
         options = (momentum, dampening, nesterov, weight_decay)
-        self._update("sgd", (param, grad, velocity), *self._given(lr), *self._given(step), *options)
+        numbers = (*self._given(lr), *self._given(step), *options)
+        self._update("sgd", (param, grad, velocity), scale, skip, *numbers)
 
     def adagrad_update(
         self,
@@ -60,6 +66,8 @@ class FusedUpdates(DeviceArrays):
         lr_decay: float = 0.0,
         eps: float = 1e-10,
         weight_decay: float = 0.0,
+        scale: Scalar | None = None,
+        skip: Flag | None = None,
     ) -> None:
         if not self._flat(param, grad, total):
             super().adagrad_update(
@@ -71,12 +79,12 @@ class FusedUpdates(DeviceArrays):
                 lr_decay=lr_decay,
                 eps=eps,
                 weight_decay=weight_decay,
+                scale=scale,
+                skip=skip,
             )
             return
-        options = (lr_decay, eps, weight_decay)
-        self._update(
-            "adagrad", (param, grad, total), *self._given(lr), *self._given(step), *options
-        )
+        numbers = (*self._given(lr), *self._given(step), lr_decay, eps, weight_decay)
+        self._update("adagrad", (param, grad, total), scale, skip, *numbers)
 
     def rmsprop_update(
         self,
@@ -92,6 +100,8 @@ class FusedUpdates(DeviceArrays):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
+        scale: Scalar | None = None,
+        skip: Flag | None = None,
     ) -> None:
         arrays = (param, grad, mean_square, mean_grad, velocity)
         if not self._flat(*arrays):
@@ -107,9 +117,12 @@ class FusedUpdates(DeviceArrays):
                 eps=eps,
                 weight_decay=weight_decay,
                 momentum=momentum,
+                scale=scale,
+                skip=skip,
             )
             return
-        self._update("rmsprop", arrays, *self._given(lr), alpha, eps, weight_decay, momentum)
+        numbers = (*self._given(lr), alpha, eps, weight_decay, momentum)
+        self._update("rmsprop", arrays, scale, skip, *numbers)
 
     def adam_update(
         self,
@@ -125,6 +138,8 @@ class FusedUpdates(DeviceArrays):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         decoupled: bool = False,
+        scale: Scalar | None = None,
+        skip: Flag | None = None,
     ) -> None:
         arrays = (param, grad, mean, mean_square)
         if not self._flat(*arrays):
@@ -140,17 +155,55 @@ class FusedUpdates(DeviceArrays):
                 eps=eps,
                 weight_decay=weight_decay,
                 decoupled=decoupled,
+                scale=scale,
+                skip=skip,
             )
             return
-        options = (beta1, beta2, eps, weight_decay, decoupled)
-        self._update("adam", arrays, *self._given(lr), *self._given(step), *options)
+        numbers = (*self._given(lr), *self._given(step), beta1, beta2, eps, weight_decay, decoupled)
+        self._update("adam", arrays, scale, skip, *numbers)
 
-    def _update(self, kernel: str, arrays: tuple[Any, ...], *options: Any) -> None:
+    def square_norm(self, grad: Array) -> tuple[Array, Array]:
+        element = self._element(grad)
+        if element is None or not grad.size:
+            return super().square_norm(grad)
+        shape = geometry.over(-(-grad.size // (16 // grad.dtype.itemsize)))
+        sums, counts = self.empty((shape.grid,), np.float64), self.empty((shape.grid,), np.int32)
+        squares, nonfinite = self.empty((), np.float64), self.empty((), np.bool_)
+        self.kernels.launch(
+            "square_norm",
+            (element, geometry.BLOCK),
+            shape,
+            self._packed(grad),
+            sums,
+            counts,
+            grad.size,
+        )
+        total = (sums, counts, shape.grid, squares, nonfinite)
+        self.kernels.launch("square_norm_total", (geometry.BLOCK,), geometry.Launch(1), *total)
+        return squares, nonfinite
+
+    def _update(
+        self,
+        kernel: str,
+        arrays: tuple[Any, ...],
+        scale: Scalar | None,
+        skip: Flag | None,
+        *numbers: Any,
+    ) -> None:
         param = arrays[0]
-        if param.size:
-            template = (sources.FLOATS[param.dtype.name],)
-            size = param.size
-            self.kernels.launch(kernel, template, geometry.over(size), *arrays, size, *options)
+        flag = skip if self._is_array(skip) else None
+        if not param.size or (flag is None and skip):
+            return
+        factor = self._factor(scale, param.dtype)
+        template = (sources.FLOATS[param.dtype.name],)
+        shape, size = geometry.over(param.size), param.size
+        self.kernels.launch(kernel, template, shape, *arrays, size, *factor, flag, *numbers)
+
+    def _factor(self, scale: Any, dtype: np.dtype) -> tuple[Array | None, float]:
+        """What multiplies the gradient, as the kernels take it."""
+        if self._is_array(scale):
+            return self.astype(scale, dtype), 0.0
+        return None, 1.0 if scale is None else float(scale)
 
     def _flat(self, param: Array, *others: Array | None) -> bool:
         """Whether the kernels can update these arrays in place: float32 or float64, one dtype, no

@@ -105,6 +105,39 @@ def test_rates_and_step_counts_are_read_anew(kernel):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "scale", [0.25, np.array(0.25, np.float32), np.array(0.25), marked(0.25, 0)], ids=repr
+)
+@pytest.mark.parametrize("kernel", sorted({k for k, _, _ in UPDATES.values()}))
+def test_a_scaled_gradient_and_a_step_that_is_skipped(kernel, scale):
+    pattern, options = next(
+        (p, o) for k, p, o in reversed(UPDATES.values()) if k == kernel and -1 not in p
+    )
+    param, grad, state = normal(200), normal(200), states(pattern, 200)
+    wanted, skip = wide([param, *state]), np.array(False)
+    numbers = {"lr": 0.05, "step": 2, "scale": scale, "skip": skip, **options}
+    program = Program(lowered(kernel, 2, [param, grad, *state], **numbers), 2)
+    for value, at in program.live:
+        program.frames[at] = slot(float(value))
+    definition = getattr(Updates, kernel)
+    definition(NUMPY, wanted[0], grad.astype(np.float64), *wanted[1:], **numbers)
+    program.run()
+    for found, expected in zip([param, *state], wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    before = [a.copy() for a in [param, *state]]
+    skip[...] = True
+    grad[7] = np.nan
+    program.run()
+    definition(NUMPY, param, grad, *state, **numbers)
+    for found, expected in zip([param, *state], before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert lowered(kernel, 2, [param, grad, *state], **{**numbers, "skip": True}) == []
+    assert (
+        lowered(kernel, 2, [param, grad, *state], **{**numbers, "skip": np.zeros(2, bool)}) is None
+    )
+    assert lowered(kernel, 2, [param, grad, *state], **{**numbers, "scale": np.array(2)}) is None
+
+
 @pytest.mark.parametrize("case", UPDATES)
 def test_infinity_and_nan_keep_their_meaning(case):
     kernel, pattern, options = UPDATES[case]

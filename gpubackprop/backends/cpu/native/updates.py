@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cpu.native.abi import floats, inline_fast, kernel, number, share
+from gpubackprop.backends.cpu.native.abi import (
+    doubles,
+    floats,
+    inline_fast,
+    kernel,
+    number,
+    octets,
+    share,
+)
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
 
@@ -15,10 +23,31 @@ SERIAL = 1 << 15
 """Elements that are left to one thread."""
 
 
+@inline_fast
+def factor_of(single, double, value):
+    """What multiplies the gradient: the number at one of two addresses, else the slot's."""
+    if single:
+        return floats(single, 1)[0]
+    if double:
+        return np.float32(doubles(double, 1)[0])
+    return np.float32(number(value))
+
+
+@inline_fast
+def skipped(flag):
+    """Whether there is a flag, and it is set."""
+    return octets(flag, 1)[0] != 0 if flag else False
+
+
+# Every frame ends with: address of a float32 scale (0 for none), of a float64 one, a scale by
+# value, address of the flag that skips the step (0 for none).
 @kernel
 def sgd(frame, part, parts):
     """Frame: param, grad, velocity (0 for none), n, lr, step, momentum, dampening, nesterov,
-    weight_decay."""
+    weight_decay, scales, skip."""
+    if skipped(frame[13]):
+        return
+    factor = factor_of(frame[10], frame[11], frame[12])
     n = frame[3]
     start, stop = share(n, part, parts, 64)
     lr, momentum = np.float32(number(frame[4])), np.float32(number(frame[6]))
@@ -28,14 +57,14 @@ def sgd(frame, part, parts):
     p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
     if not frame[2]:
         for i in range(p.size):
-            slope = g[i]
+            slope = factor * g[i]
             if decayed:
                 slope += decay * p[i]
             p[i] -= lr * slope
         return
     v = floats(frame[2], n)[start:stop]
     for i in range(p.size):
-        slope = g[i]
+        slope = factor * g[i]
         if decayed:
             slope += decay * p[i]
         speed = slope if first else momentum * v[i] + rest * slope
@@ -46,7 +75,10 @@ def sgd(frame, part, parts):
 @kernel
 def adam(frame, part, parts):
     """Frame: param, grad, mean, mean_square, n, lr, step, beta1, beta2, eps, weight_decay,
-    decoupled."""
+    decoupled, scales, skip."""
+    if skipped(frame[15]):
+        return
+    factor = factor_of(frame[12], frame[13], frame[14])
     n = frame[4]
     start, stop = share(n, part, parts, 64)
     lr, step, beta1, beta2 = number(frame[5]), frame[6], number(frame[7]), number(frame[8])
@@ -61,7 +93,7 @@ def adam(frame, part, parts):
     p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
     m, v = floats(frame[2], n)[start:stop], floats(frame[3], n)[start:stop]
     for i in range(p.size):
-        slope = g[i]
+        slope = factor * g[i]
         if decayed:
             slope += l2 * p[i]
         mean = b1 * m[i] + c1 * slope
@@ -73,7 +105,10 @@ def adam(frame, part, parts):
 
 @kernel
 def adagrad(frame, part, parts):
-    """Frame: param, grad, total, n, lr, step, lr_decay, eps, weight_decay."""
+    """Frame: param, grad, total, n, lr, step, lr_decay, eps, weight_decay, scales, skip."""
+    if skipped(frame[12]):
+        return
+    factor = factor_of(frame[9], frame[10], frame[11])
     n = frame[3]
     start, stop = share(n, part, parts, 64)
     rate = np.float32(number(frame[4]) / (1.0 + (frame[5] - 1.0) * number(frame[6])))
@@ -82,7 +117,7 @@ def adagrad(frame, part, parts):
     t = floats(frame[2], n)[start:stop]
     decayed = decay != 0
     for i in range(p.size):
-        slope = g[i]
+        slope = factor * g[i]
         if decayed:
             slope += decay * p[i]
         total = t[i] + slope * slope
@@ -93,10 +128,10 @@ def adagrad(frame, part, parts):
 @inline_fast
 def rmsprop_loop(p, g, s, c, v, numbers, centred, moving):
     """One pass; with flags known where it is called, arrays that are absent are not looked at."""
-    lr, alpha, rest, eps, decay, momentum = numbers
+    lr, alpha, rest, eps, decay, momentum, factor = numbers
     decayed = decay != 0
     for i in range(p.size):
-        slope = g[i]
+        slope = factor * g[i]
         if decayed:
             slope += decay * p[i]
         square = alpha * s[i] + rest * (slope * slope)
@@ -117,13 +152,16 @@ def rmsprop_loop(p, g, s, c, v, numbers, centred, moving):
 @kernel
 def rmsprop(frame, part, parts):
     """Frame: param, grad, mean_square, mean_grad (0 for none), velocity (0 for none), n, lr, alpha,
-    eps, weight_decay, momentum."""
+    eps, weight_decay, momentum, scales, skip."""
+    if skipped(frame[14]):
+        return
     n = frame[5]
     start, stop = share(n, part, parts, 64)
     alpha = number(frame[7])
     numbers = (
         np.float32(number(frame[6])), np.float32(alpha), np.float32(1.0 - alpha),
         np.float32(number(frame[8])), np.float32(number(frame[9])), np.float32(number(frame[10])),
+        factor_of(frame[11], frame[12], frame[13]),
     )  # fmt: skip
     p, g = floats(frame[0], n)[start:stop], floats(frame[1], n)[start:stop]
     s = floats(frame[2], n)[start:stop]
@@ -138,13 +176,37 @@ def rmsprop(frame, part, parts):
         rmsprop_loop(p, g, s, s, s, numbers, False, False)
 
 
-def _instruction(made: Any, arrays: list[Any], *numbers: Any) -> list[Instruction] | None:
+def _instruction(
+    made: Any, arrays: list[Any], scale: Any, skip: Any, *numbers: Any
+) -> list[Instruction] | None:
     present = [a for a in arrays if a is not None]
     if not fit(*present) or any(a.ndim != 1 for a in present):
         return None
     n = present[0].size
     slots = [0 if a is None else a for a in arrays]
-    return [Instruction(made, [*slots, n, *numbers], parallel=n > SERIAL)]
+    last = _scales(scale)
+    if isinstance(skip, np.ndarray):
+        if skip.dtype != np.bool_ or skip.size != 1:
+            return None
+        flag: Any = skip
+    elif skip:
+        return []
+    else:
+        flag = 0
+    if last is None:
+        return None
+    return [Instruction(made, [*slots, n, *numbers, *last, flag], parallel=n > SERIAL)]
+
+
+def _scales(scale: Any) -> list[Any] | None:
+    """The three slots of what multiplies the gradient."""
+    if isinstance(scale, np.ndarray):
+        if scale.size != 1 or scale.dtype not in (np.float32, np.float64):
+            return None
+        return [scale, 0, 1.0] if scale.dtype == np.float32 else [0, scale, 1.0]
+    if scale is None:
+        return [0, 0, 1.0]
+    return [0, 0, real(scale)] if _real_number(scale) else None
 
 
 def real(value: Any) -> Any:
@@ -170,6 +232,8 @@ def lower_sgd(
     dampening: Any = 0.0,
     nesterov: bool = False,
     weight_decay: Any = 0.0,
+    scale: Any = None,
+    skip: Any = None,
 ) -> list[Instruction] | None:
     """Gradient descent, with momentum."""
     if not all(map(_real_number, (lr, momentum, dampening, weight_decay))) or not _live_int(step):
@@ -178,7 +242,7 @@ def lower_sgd(
         return None
     state = velocity if momentum else None
     numbers = (real(lr), step, real(momentum), real(dampening), bool(nesterov), real(weight_decay))
-    return _instruction(sgd, [param, grad, state], *numbers)
+    return _instruction(sgd, [param, grad, state], scale, skip, *numbers)
 
 
 @lowers("adam_update")
@@ -197,13 +261,16 @@ def lower_adam(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     decoupled: bool = False,
+    scale: Any = None,
+    skip: Any = None,
 ) -> list[Instruction] | None:
     """Adam and AdamW."""
     numbers = (lr, beta1, beta2, eps, weight_decay)
     if not all(map(_real_number, numbers)) or not _live_int(step):
         return None
     options = (real(lr), step, real(beta1), real(beta2), real(eps), real(weight_decay))
-    return _instruction(adam, [param, grad, mean, mean_square], *options, bool(decoupled))
+    arrays = [param, grad, mean, mean_square]
+    return _instruction(adam, arrays, scale, skip, *options, bool(decoupled))
 
 
 @lowers("adagrad_update")
@@ -219,12 +286,14 @@ def lower_adagrad(
     lr_decay: Any = 0.0,
     eps: Any = 1e-10,
     weight_decay: Any = 0.0,
+    scale: Any = None,
+    skip: Any = None,
 ) -> list[Instruction] | None:
     """Adagrad."""
     if not all(map(_real_number, (lr, lr_decay, eps, weight_decay))) or not _live_int(step):
         return None
     options = (real(lr), step, real(lr_decay), real(eps), real(weight_decay))
-    return _instruction(adagrad, [param, grad, total], *options)
+    return _instruction(adagrad, [param, grad, total], scale, skip, *options)
 
 
 @lowers("rmsprop_update")
@@ -243,6 +312,8 @@ def lower_rmsprop(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     momentum: Any = 0.0,
+    scale: Any = None,
+    skip: Any = None,
 ) -> list[Instruction] | None:
     """RMSprop, centred and with momentum."""
     if not all(map(_real_number, (lr, alpha, eps, weight_decay, momentum))):
@@ -251,7 +322,7 @@ def lower_rmsprop(
         return None
     arrays = [param, grad, mean_square, mean_grad, velocity if momentum else None]
     options = (real(lr), real(alpha), real(eps), real(weight_decay), real(momentum))
-    return _instruction(rmsprop, arrays, *options)
+    return _instruction(rmsprop, arrays, scale, skip, *options)
 
 
 def _real_number(value: Any) -> bool:

@@ -27,6 +27,21 @@ __device__ __forceinline__ i64 thread_count() { return (i64)gridDim.x * blockDim
 // A number that is given by value, or, so that a captured CUDA graph can replay with another one, by its place on the device.
 template <typename S> __device__ __forceinline__ S given(const S* place, S value) { return place ? *place : value; }
 
+// As many neighbours as one instruction moves, 16 bytes. An array may begin in the middle of one (a view, a stretch of the arena):
+// then they are moved one by one, by the same thread, so that no sum depends on where an array lies.
+template <typename T> struct alignas(16) Pack {
+  static constexpr int lanes = 16 / sizeof(T);
+  T item[lanes];
+};
+__device__ __forceinline__ bool aligned(const void* x) { return (u64)x % 16 == 0; }
+template <typename T> __device__ __forceinline__ Pack<T> load_pack(const T* x, bool whole) {
+  if (whole) return *reinterpret_cast<const Pack<T>*>(x);
+  Pack<T> pack;
+#pragma unroll
+  for (int k = 0; k < Pack<T>::lanes; ++k) pack.item[k] = x[k];
+  return pack;
+}
+
 struct Plus {
   template <typename W> __device__ W operator()(W a, W b) const { return a + b; }
 };
