@@ -10,6 +10,7 @@ What it cannot show is how CuPy's own functions behave on a GPU; NumPy answers i
 
 from __future__ import annotations
 
+import time
 import weakref
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,8 @@ class ndarray:  # noqa: N801 - CuPy's name
     base = property(lambda self: self.on_host)  # CuPy's is None for an array that is no view
     strides = property(lambda self: self.on_host.strides)
     T = property(lambda self: self.device.wrap(self.on_host.T))
+    itemsize = property(lambda self: self.on_host.itemsize)
+    data = property(lambda self: SimpleNamespace(ptr=self.on_host.ctypes.data))
     __cuda_array_interface__ = property(lambda self: {"shape": self.shape})
 
     def __getattr__(self, name: str) -> Any:
@@ -88,8 +91,20 @@ class ndarray:  # noqa: N801 - CuPy's name
         return f"<{self.dtype}{list(self.shape)} on fake device {self.device.id}>"
 
 
+class OutOfMemoryError(MemoryError):
+    """CuPy's, with the words and the attributes of version 14."""
+
+    def __init__(self, size: int, total: int, limit: int = 0) -> None:
+        self._size, self._total, self._limit = size, total, limit
+        super().__init__(
+            f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes, limit "
+            f"set to: {limit:,} bytes)."
+        )
+
+
 class Pool:
-    """CuPy's memory pool as far as its hooks can see it; it counts while there are any.
+    """CuPy's memory pool as far as its hooks can see it; it counts while there are any, or while it
+    has a limit.
 
     Arrays whose sizes are rounded up to CuPy's unit, by the host array that owns the memory.
     """
@@ -98,7 +113,7 @@ class Pool:
 
     def __init__(self) -> None:
         self.hooks: dict[str, Any] = {}
-        self.used = 0
+        self.used = self.limit = 0
         pool = self
 
         class MemoryHook:
@@ -120,9 +135,11 @@ class Pool:
         self.MemoryHook = MemoryHook
 
     def handed_out(self, values: np.ndarray, device_id: int) -> None:
-        if not self.hooks or values.base is not None or not values.nbytes:
+        if not (self.hooks or self.limit) or values.base is not None or not values.nbytes:
             return
         size = -(-values.nbytes // self.UNIT) * self.UNIT
+        if self.limit and self.used + size > self.limit:
+            raise OutOfMemoryError(values.nbytes, self.used, self.limit)
         event = {"device_id": device_id, "mem_size": size, "mem_ptr": values.ctypes.data}
         self.used += size
         for hook in list(self.hooks.values()):
@@ -136,6 +153,23 @@ class Pool:
 
     def used_bytes(self) -> int:
         return self.used
+
+    def free_bytes(self) -> int:
+        return 0
+
+    def get_limit(self) -> int:
+        return self.limit
+
+    def set_limit(self, size: int) -> None:
+        self.limit = size
+
+
+class Event:
+    """A moment on the only stream."""
+
+    def record(self) -> None:
+        """Nothing is ever pending, so it is now."""
+        self.at = time.perf_counter()
 
 
 def _entries(key: Any) -> tuple[Any, ...]:
@@ -213,6 +247,7 @@ class FakeCuPy:
     ----------
     transfers : arrays that were copied to the host.
     synchronised : how often the host waited for a device.
+    stream : what the current stream is called.
     """
 
     __version__ = "14.2.0"
@@ -220,15 +255,21 @@ class FakeCuPy:
 
     def __init__(self, count: int = 1) -> None:
         self.count, self.current = count, 0
-        self.transfers = self.synchronised = 0
+        self.transfers = self.synchronised = self.stream = 0
         self._devices = [Device(self, i) for i in range(count)]
         self.pool = Pool()
         self.cuda = SimpleNamespace(
             Device=lambda index: Device(self, index),
             MemoryHook=self.pool.MemoryHook,
             runtime=SimpleNamespace(
-                getDeviceCount=lambda: self.count, getDevice=lambda: self.current
+                getDeviceCount=lambda: self.count,
+                getDevice=lambda: self.current,
+                memGetInfo=lambda: (3 << 30, 8 << 30),
+                runtimeGetVersion=lambda: 0,  # no library of CUDA's is of this version
             ),
+            Event=Event,
+            get_elapsed_time=lambda start, stop: 1e3 * (stop.at - start.at),
+            get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
         )
 
         def as_strided(x: ndarray, shape: Any, strides: Any) -> ndarray:
