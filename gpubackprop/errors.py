@@ -19,6 +19,36 @@ class DeviceError(GpubackpropError, RuntimeError):
     """A device cannot be used, or arrays of two devices meet in one operation."""
 
 
+class OutOfMemoryError(GpubackpropError, MemoryError):
+    """A device has no room for what an operation asked for.
+
+    Attributes
+    ----------
+    operation : what asked, for example ``"linear backward"``.
+    device : where.
+    nbytes : bytes asked for at once; None where the library does not tell.
+    held : bytes in use by what holds them (``"parameters"``, ``"gradients"``,
+        ``"optimizer state"``, ``"activations kept by the tape"``, ``"arenas of compiled steps"``,
+        ``"other arrays"``), as far as they are known.
+    free : bytes that the memory pool keeps free, in blocks that were too small; None without a
+        pool.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str = "",
+        device: str = "",
+        nbytes: int | None = None,
+        held: dict[str, int] | None = None,
+        free: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.operation, self.device, self.nbytes = operation, device, nbytes
+        self.held, self.free = held or {}, free
+
+
 class DataError(GpubackpropError, ValueError):
     """A data file is missing, damaged, truncated or of another format."""
 

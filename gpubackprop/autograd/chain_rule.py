@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpubackprop.autograd import tape
 from gpubackprop.autograd.changes import CHANGES
+from gpubackprop.autograd.shortage import shortage
 from gpubackprop.autograd.tape import NUMBERS, STATE, Node
-from gpubackprop.errors import DTypeError, GradientError, ShapeError
+from gpubackprop.errors import DTypeError, GpubackpropError, GradientError, ShapeError
 
 if TYPE_CHECKING:
     from gpubackprop.autograd.tensor import Tensor
@@ -118,7 +119,12 @@ def run_backward(
                 kernels.zeros(shape, dtype) if g is None else g
                 for g, (shape, dtype) in zip(waiting, node.specs, strict=True)
             )
-        grads = op.backward(kernels, node, dy, *saved, **node.params)  # type: ignore[misc]
+        try:
+            grads = op.backward(kernels, node, dy, *saved, **node.params)  # type: ignore[misc]
+        except Exception as error:
+            if isinstance(error, GpubackpropError) or not node.backend.lacks_memory(error):
+                raise
+            raise shortage(error, f"{op.name} backward", node.backend) from error
         if state.observer is not None:
             state.observer.backward(node, dy, grads)
         if not (retain_graph or create_graph):

@@ -158,6 +158,10 @@ def apply(op: Operation, *inputs: Any, **params: Any) -> Any:
     except GpubackpropError:
         raise
     except Exception as error:
+        if backend.lacks_memory(error):
+            from gpubackprop.autograd.shortage import shortage  # which needs this module
+
+            raise shortage(error, op.name, backend) from error
         raise op.explain(error, arrays, params, backend.device) from error
 
     extras: Sequence[Any] = ()

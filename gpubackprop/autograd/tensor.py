@@ -11,6 +11,7 @@ from gpubackprop.autograd import tape
 from gpubackprop.autograd.chain_rule import run_backward
 from gpubackprop.autograd.changes import CHANGES
 from gpubackprop.autograd.methods import ArrayMethods
+from gpubackprop.autograd.shortage import brought
 from gpubackprop.autograd.tape import Node
 from gpubackprop.backends import Array, Backend, Shape, as_dtype, backend_of, get_backend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
@@ -303,7 +304,7 @@ def tensor(
             dtype = np.float32
     if data.dtype.kind not in "fiub" and data.dtype.name != "bfloat16":
         raise DTypeError(f"tensor: dtype {data.dtype} is not numeric")
-    array = backend.asarray(data, dtype)
+    array = brought(backend, data, dtype)
     if requires_grad and array.dtype.kind != "f":
         raise DTypeError(
             f"tensor: {array.dtype} has no derivatives; use a float dtype with requires_grad=True"

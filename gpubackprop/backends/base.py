@@ -14,16 +14,22 @@ operation's samples.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 from gpubackprop.backends.attention import AttentionKernels
 from gpubackprop.backends.convolution import ConvolutionKernels
 from gpubackprop.backends.images import ImageKernels
-from gpubackprop.backends.memory import HostMemory, MemoryMeter
+from gpubackprop.backends.launching import Calls, Launchable, Numbers, Staging
+from gpubackprop.backends.memory import HostMemory, MemoryMeter, MemoryState, host_memory
 from gpubackprop.backends.norms import NormKernels
 from gpubackprop.backends.primitives import Array, Primitives, Shape
 from gpubackprop.backends.recurrent import RecurrentKernels
+from gpubackprop.backends.timing import Clock, HostClock
 from gpubackprop.backends.updates import Updates
+from gpubackprop.errors import DeviceError
 
 Numerics = Literal["native", "deterministic"]
 
@@ -52,6 +58,31 @@ class Backend(
     def memory_meter(self) -> MemoryMeter:
         """Counts the bytes in use on the device while a ``with`` block runs."""
         return HostMemory()
+
+    def memory_state(self) -> MemoryState:
+        """The device's memory as it is now."""
+        return host_memory()
+
+    def limit_memory(self, nbytes: int | None) -> None:
+        """The most bytes that arrays of this device may take from now on; None lifts the limit.
+
+        Raises
+        ------
+        DeviceError
+            The device has no memory pool that could be limited.
+        """
+        raise DeviceError(
+            f"the memory of {self.device} cannot be limited to {nbytes} bytes: only a GPU has a "
+            "pool with a limit; leave the limit out, or choose a CUDA device"
+        )
+
+    def lacks_memory(self, error: BaseException) -> bool:
+        """Whether this error says that the device has no room for what was asked for."""
+        return isinstance(error, MemoryError)
+
+    def clock(self) -> Clock:
+        """Measures how long work on this device takes."""
+        return HostClock()
 
     def owns(self, x: Array) -> bool:
         """Whether `x` is an array of this backend's device."""
@@ -89,6 +120,42 @@ class Backend(
         and gives None.
         """
         return None
+
+    # For steps that are repeated; see ``launching.py``.
+    def capture_trouble(self) -> str | None:
+        """Why calls can never be captured here; None where they can be."""
+        return f"the kernels of {self.device} are plain functions: there is nothing to capture"
+
+    def capture(self, calls: Calls) -> Launchable | str:
+        """Kernel calls as one launch, or why that is not possible.
+
+        Parameters
+        ----------
+        calls : each has run before, so that its kernel is compiled and what it keeps is made.
+
+        Notes
+        -----
+        No call is carried out. What the calls read and write must stay alive as long as the result;
+        what they make on the way, the result keeps.
+        """
+        return self.capture_trouble() or "this backend does not capture"
+
+    def device_numbers(self, dtypes: Sequence[str]) -> Numbers:
+        """A place for numbers of these dtypes (``"float64"``, ``"uint64"``) on the device.
+
+        Only where calls can be captured.
+        """
+        raise NotImplementedError(self.capture_trouble())
+
+    def staging(self) -> Staging | None:
+        """Copies to the device beside its work; None where nothing has to be copied."""
+        return None
+
+    def fetch(self, x: Array) -> Callable[[], np.ndarray]:
+        """Begin to bring `x` to the host; the result waits for the numbers, and for nothing that
+        was asked for later."""
+        found = self.to_numpy(x)
+        return lambda: found
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.device}>"

@@ -13,7 +13,8 @@ from functools import cache
 from typing import NamedTuple
 
 from gpubackprop.backends.base import Backend
-from gpubackprop.errors import DeviceError
+from gpubackprop.backends.memory import parse_bytes
+from gpubackprop.errors import ConfigError, DeviceError
 
 ENVIRONMENT_VARIABLE = "GPUBACKPROP_DEVICE"
 
@@ -105,6 +106,29 @@ def get_backend(device: str | Backend | None = None) -> Backend:
     if device == "cpu" or (device is None and ENVIRONMENT_VARIABLE not in os.environ):
         return _backend("cpu")
     return _backend(choose(device, default="cpu").device)
+
+
+def limit_memory(limit: int | str | None, device: str | Backend | None = "cuda") -> None:
+    """Let arrays of a GPU take no more memory than this from now on.
+
+    Parameters
+    ----------
+    limit : bytes, or a size such as ``"8GiB"``; None lifts the limit.
+    device : which GPU.
+
+    Raises
+    ------
+    ConfigError
+        The size cannot be read.
+    DeviceError
+        The device cannot be used, or has no pool that could be limited (the CPU).
+    """
+    if isinstance(limit, str):
+        try:
+            limit = parse_bytes(limit)
+        except ValueError as error:
+            raise ConfigError(f"limit_memory: limit {error}") from None
+    get_backend(device).limit_memory(limit)
 
 
 @cache

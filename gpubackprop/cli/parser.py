@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from gpubackprop import suggest
 from gpubackprop.backends.device import canonical
+from gpubackprop.backends.memory import parse_bytes
 from gpubackprop.errors import ConfigError, DeviceError
 
 
@@ -44,6 +45,17 @@ def add_device(parser: Parser) -> None:
         type=device,
         metavar="D",
         help="auto, cpu, cuda or cuda:N (default: GPUBACKPROP_DEVICE, else auto)",
+    )
+
+
+def add_memory_limit(parser: Parser) -> None:
+    """``--gpu-memory-limit``."""
+    parser.add_argument(
+        "--gpu-memory-limit",
+        dest="memory_limit",
+        type=size,
+        metavar="SIZE",
+        help="the most memory that arrays on the GPU may take, for example 8GiB",
     )
 
 
@@ -93,6 +105,14 @@ def whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text[:40]!r}")
     return int(text)
+
+
+def size(text: str) -> int:
+    """A number of bytes, for argparse."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def seed(text: str) -> int:

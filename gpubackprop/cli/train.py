@@ -17,6 +17,7 @@ from gpubackprop.cli.parser import (
     add_data_dir,
     add_device,
     add_json,
+    add_memory_limit,
     add_set,
     fail,
     note,
@@ -55,6 +56,7 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="run each step operation by operation instead of replaying a compiled one",
     )
+    add_memory_limit(parser)
     add_data_dir(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run (default: a new one, runs/RECIPE)"
@@ -72,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
     overrides = settings_of(options)
     recipe = recipes.load(options.recipe, overrides)  # errors before any folder is made
     choice = choose(options.device)
+    if options.memory_limit is not None:
+        get_backend(choice.device).limit_memory(options.memory_limit)
     chosen, resume = folders.choose(options.out, recipe.name, options.resume)
     data_dir = options.data_dir
     if resume and chosen is not None:

@@ -7,11 +7,13 @@ also write its result over an argument that it is the last to read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpubackprop.autograd.shortage import named
 from gpubackprop.backends import Array, Backend
+from gpubackprop.backends.memory import HOLDERS
 from gpubackprop.compile.trace import Buffer, Call, Ref
 
 ALIGNMENT = 64
@@ -204,9 +206,15 @@ class Memory:
 
     def __init__(self, plan: Plan, backend: Backend) -> None:
         self.plan, self.backend = plan, backend
-        self.arena = backend.owner(backend.empty((plan.nbytes + ALIGNMENT,), "uint8"))
+        with named("the arena of a compiled step", backend):
+            self.arena = backend.owner(backend.empty((plan.nbytes + ALIGNMENT,), "uint8"))
         self._first = -backend.extent(self.arena)[0] % ALIGNMENT
         self._views: dict[int, tuple[Ref, Array]] = {}
+        HOLDERS.add(self)
+
+    def holdings(self) -> Iterator[tuple[str, Array]]:
+        """The arena, for the error that says what holds a device's memory."""
+        yield "arenas of compiled steps", self.arena
 
     def view(self, ref: Ref) -> Any:
         """The array of a ref; the same one each time."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.autograd.shortage import shortage
 from gpubackprop.backends import Array, Backend
 from gpubackprop.compile import passes
 from gpubackprop.compile.checking import WHOLE
@@ -24,6 +25,7 @@ from gpubackprop.compile.recompute import recomputed
 from gpubackprop.compile.recorder import Live
 from gpubackprop.compile.session import Outcome
 from gpubackprop.compile.trace import Call, Ref, replaced
+from gpubackprop.errors import OutOfMemoryError
 
 
 @dataclass
@@ -214,8 +216,10 @@ class Replay:
         done: list[Live] = []
         try:
             self._go(arrays, self.steps, done)
-        except BaseException:
+        except BaseException as error:
             _take_back(done)
+            if self.backend.lacks_memory(error) and not isinstance(error, OutOfMemoryError):
+                raise shortage(error, "a compiled step", self.backend) from error
             raise
         return self.results()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpubackprop.autograd import STATE, Node, Operation
 from gpubackprop.backends import Array, Backend, get_backend
-from gpubackprop.backends.memory import MemoryMeter
+from gpubackprop.backends.memory import MemoryMeter, words
 
 FORWARD, AGAIN, BACKWARD, REST = "forward", "again", "backward", "the rest"
 
@@ -177,19 +177,3 @@ class MemoryWatch:
             self.report.peak_at = f"{op} {direction}".strip()
         # What the booking itself allocated is nobody's.
         self.last, _ = self.meter.read()
-
-
-def words(n: int) -> str:
-    """A number of bytes for a reader.
-
-    Examples
-    --------
-    >>> words(-1536)
-    '-1.5 KiB'
-    """
-    size = float(n)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{n} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.autograd.shortage import named
 from gpubackprop.backends import Array, Backend, get_backend
+from gpubackprop.backends.memory import HOLDERS
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpubackprop.nn.parameter import Parameter
 
@@ -49,6 +51,14 @@ class Section:
         self._make_views()
         for i in range(len(tensors)):
             self._adopt(i)
+        HOLDERS.add(self)
+
+    def holdings(self) -> Iterator[tuple[str, Array]]:
+        """What the buffers are for, for the error that says what holds a device's memory."""
+        yield "parameters", self.values
+        yield "gradients", self.grads
+        for buffer in self.slots.values():
+            yield "optimizer state", buffer
 
     @property
     def size(self) -> int:
@@ -56,7 +66,8 @@ class Section:
         return self.starts[-1]
 
     def _zeros(self) -> Array:
-        return self.backend.zeros((self.size,), self.dtype)
+        with named(f"a buffer of {self.size:,} parameters", self.backend):
+            return self.backend.zeros((self.size,), self.dtype)
 
     def view(self, buffer: Array, i: int) -> Array:
         """Parameter `i`'s part of a buffer, in its shape."""

@@ -134,6 +134,9 @@ class CheckpointFolder:
                     f"{error}; the checkpoint before it, {self.manifest}, is intact"
                 ) from error
             raise
+        except MemoryError:
+            self._sweep()
+            raise
         self._serial = serial
         self._sweep()
 

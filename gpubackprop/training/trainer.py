@@ -19,7 +19,7 @@ from gpubackprop.errors import CheckpointError, ConfigError, NonFiniteError
 from gpubackprop.nn import Module
 from gpubackprop.optim import Optimizer, Scheduler
 from gpubackprop.optim.schedules import Schedule
-from gpubackprop.training import nonfinite
+from gpubackprop.training import nonfinite, room
 from gpubackprop.training.checkpoint import CheckpointFolder
 from gpubackprop.training.evaluation import Batch, evaluate, tensors
 from gpubackprop.training.files import append, write_atomic
@@ -186,18 +186,19 @@ class Trainer:
                 "the checkpoint before it stays; a smaller learning rate may help"
             )
         self._tick()
-        self.folder.write(
-            pack(
-                self.run,
-                self.model,
-                self.optimizer,
-                self.stopping,
-                self._best,
-                self.attached,
-                self.config,
-                self.info,
+        with room.for_saving():
+            self.folder.write(
+                pack(
+                    self.run,
+                    self.model,
+                    self.optimizer,
+                    self.stopping,
+                    self._best,
+                    self.attached,
+                    self.config,
+                    self.info,
+                )
             )
-        )
 
     # The loop.
     def fit(self, epochs: int) -> FitResult:
@@ -219,6 +220,9 @@ class Trainer:
             those of before that step.
         Interrupted
             SIGINT or SIGTERM came; a checkpoint was written first.
+        OutOfMemoryError
+            Names what asked for memory, what holds it and what to try; the last checkpoint is
+            intact.
         CheckpointError
             The folder holds a run already that was not resumed, or cannot be written.
         """
@@ -237,6 +241,7 @@ class Trainer:
                 self._latest = None
             self.model.train()
             self._guard = stack.enter_context(Guard())
+            stack.enter_context(room.told(self.run, self.folder, self.backend))
             while self.run.epoch < epochs and not self.run.stopped:
                 self._epoch(epochs)
         if self._best is not None:

@@ -28,13 +28,15 @@ from gpubackprop.backends.cuda.arrays import threshold_of
 from gpubackprop.backends.cuda.attention import CudaAttention
 from gpubackprop.backends.cuda.convolution import CudaConvolution
 from gpubackprop.backends.cuda.fused import FusedKernels
+from gpubackprop.backends.cuda.graphs import CudaGraphs
 from gpubackprop.backends.cuda.images import CudaImage
 from gpubackprop.backends.cuda.kernels import Kernels
-from gpubackprop.backends.cuda.memory import PoolMemory
+from gpubackprop.backends.cuda.memory import PoolMemory, lacks_memory, limit_pool, pool_state
 from gpubackprop.backends.cuda.norms import CudaNorm
 from gpubackprop.backends.cuda.recurrent import CudaRecurrent
+from gpubackprop.backends.cuda.timing import EventClock
 from gpubackprop.backends.cuda.updates import FusedUpdates
-from gpubackprop.backends.memory import MemoryMeter
+from gpubackprop.backends.memory import MemoryMeter, MemoryState
 from gpubackprop.backends.philox import WORDS_PER_BLOCK
 from gpubackprop.backends.primitives import Array, DType, Shape
 
@@ -50,6 +52,7 @@ class CUDABackend(
     CudaNorm,
     CudaRecurrent,
     CudaAttention,
+    CudaGraphs,
 ):
     """Kernels on ``cupy.ndarray``.
 
@@ -92,6 +95,18 @@ class CUDABackend(
 
     def memory_meter(self) -> MemoryMeter:
         return PoolMemory(self.xp, self.index)
+
+    def memory_state(self) -> MemoryState:
+        return pool_state(self.xp, self.index)
+
+    def limit_memory(self, nbytes: int | None) -> None:
+        limit_pool(self.xp, self.index, nbytes)
+
+    def lacks_memory(self, error: BaseException) -> bool:
+        return lacks_memory(error)
+
+    def clock(self) -> EventClock:
+        return EventClock(self.xp, self.index)
 
     def owns(self, x: Array) -> bool:
         return self._is_array(x) and x.device.id == self.index

@@ -1,9 +1,15 @@
-"""Counting the bytes that CuPy's memory pool has handed out on one GPU."""
+"""CuPy's memory pool on one GPU: counting what it has handed out, limiting it, knowing when it is
+empty."""
 
 from __future__ import annotations
 
 from types import TracebackType
 from typing import Any
+
+from gpubackprop.backends.memory import MemoryState
+
+# cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY; CUBLAS_STATUS_ALLOC_FAILED.
+_NO_ROOM = {"CUDARuntimeError": 2, "CUDADriverError": 2, "CUBLASError": 3}
 
 
 class PoolMemory:
@@ -58,3 +64,30 @@ class PoolMemory:
         found = self.now, self.most
         self.most = self.now
         return found
+
+
+def pool_state(cupy: Any, index: int) -> MemoryState:
+    """The memory of one GPU as it is now."""
+    with cupy.cuda.Device(index):
+        pool = cupy.get_default_memory_pool()
+        available, total = cupy.cuda.runtime.memGetInfo()
+        limit = pool.get_limit()
+        return MemoryState(pool.used_bytes(), pool.free_bytes(), limit or None, available, total)
+
+
+def limit_pool(cupy: Any, index: int, nbytes: int | None) -> None:
+    """Let the pool of one GPU take no more than `nbytes` from the driver; None lifts the limit.
+
+    What libraries allocate for themselves (cuBLAS, cuDNN, the driver) is not counted, nor are pools
+    of captured graphs.
+    """
+    with cupy.cuda.Device(index):
+        cupy.get_default_memory_pool().set_limit(size=nbytes or 0)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether CuPy's pool, the driver or a CUDA library says that the GPU's memory is used up."""
+    if isinstance(error, MemoryError):  # CuPy's OutOfMemoryError is one
+        return True
+    wanted = _NO_ROOM.get(type(error).__name__)
+    return wanted is not None and getattr(error, "status", None) == wanted
