@@ -18,6 +18,7 @@ def compile(
     strict: bool = True,
     device: Any = None,
     recompute: bool = False,
+    graph: bool | None = None,
     rehearse: Callable[[], Callable[[], None]] | None = None,
 ) -> Any:
     """A function that is recorded below autograd and replayed, several times as fast.
@@ -39,6 +40,9 @@ def compile(
     device : where a function without tensor arguments works; by default as for ``gb.tensor``.
     recompute : compute cheap values (activations, normalised rows) a second time where that lowers
         the most memory in use at once; ``explain()`` says from what to what.
+    graph : replay a step as one launch of a graph that the device has captured, after a few replays
+        call by call. By default where that is possible (``explain()`` says why where it is not);
+        True makes it an error where it is not, False launches call by call.
     rehearse : saves the state that `fn` changes and gives a function that puts it back. With it the
         recordings and the comparison are made on the first arguments without effect, and every
         step, the first too, is a replay: a run that is interrupted and resumed has the same bits.
@@ -79,6 +83,7 @@ def compile(
         "strict": strict,
         "device": device,
         "recompute": recompute,
+        "graph": graph,
         "rehearse": rehearse,
     }
     return functools.partial(compile, **options) if fn is None else Compiled(fn, **options)

@@ -46,12 +46,14 @@ class Compiled:
         strict: bool = True,
         device: Any = None,
         recompute: bool = False,
+        graph: bool | None = None,
         rehearse: Callable[[], Callable[[], None]] | None = None,
     ) -> None:
         if not callable(fn):
             raise CompileError(f"compile: fn is a {type(fn).__name__}; give a function or a module")
         self.fn, self.check, self.fast, self.strict = fn, check, fast, strict
         self.device, self.recompute, self.rehearse = device, recompute, rehearse
+        self.graph = graph
         if fast:
             _require_native()
         self.entries = Entries(cache)
@@ -216,7 +218,7 @@ class Compiled:
         entry.guards = Guards(self.fn, outcome.recording, ordered)
         if settled and not entry.guards.open:
             entry.replay = compiled_step(
-                outcome, backend, _use_native(self.fast, backend), self.recompute
+                outcome, backend, _use_native(self.fast, backend), self.recompute, self.graph
             )
             entry.state = CHECKING if self.check else READY
             self._fruitless = 0

@@ -19,7 +19,8 @@ from gpubackprop.autograd.shortage import shortage
 from gpubackprop.backends import Array, Backend
 from gpubackprop.compile import passes
 from gpubackprop.compile.checking import WHOLE
-from gpubackprop.compile.plain import thunk
+from gpubackprop.compile.graph import one_launch
+from gpubackprop.compile.plain import Thunk, thunk
 from gpubackprop.compile.plan import Memory, Plan, lifetimes, peak_of, plan_memory
 from gpubackprop.compile.recompute import recomputed
 from gpubackprop.compile.recorder import Live
@@ -64,13 +65,17 @@ class UnfusedError(Exception):
 
 
 def compiled_step(
-    outcome: Outcome, backend: Backend, fast: bool, recompute: bool = False
+    outcome: Outcome,
+    backend: Backend,
+    fast: bool,
+    recompute: bool = False,
+    graph: bool | None = None,
 ) -> Replay:
     """A recorded step made ready, fused where it can be."""
     try:
-        return Replay(outcome, backend, fast, recompute)
+        return Replay(outcome, backend, fast, recompute, graph=graph)
     except UnfusedError:
-        return Replay(outcome, backend, fast, recompute, fuse=False)
+        return Replay(outcome, backend, fast, recompute, fuse=False, graph=graph)
 
 
 class Replay:
@@ -83,6 +88,7 @@ class Replay:
     fast : whether native kernels may be used.
     recompute : whether cheap values may be computed twice to save memory.
     fuse : whether calls may be taken together.
+    graph : whether the calls become one launch; None where the device can.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Replay:
         fast: bool,
         recompute: bool = False,
         fuse: bool = True,
+        graph: bool | None = None,
     ) -> None:
         began = time.perf_counter()
         self.outcome, self.backend = outcome, backend
@@ -135,6 +142,7 @@ class Replay:
             for i, call in enumerate(calls):
                 self.reach(i)
                 self.add_plain(call)
+        self.launch = one_launch(self, graph)
         self.report.seconds = time.perf_counter() - began
 
     def _state_bytes(self) -> int:
@@ -160,14 +168,14 @@ class Replay:
         """Run what is compared, and take the live numbers' changes back."""
         done: list[Live] = []
         try:
-            self._go(arrays, self.steps[: self.boundary], done)
+            self._begin(arrays, done)
+            for step in self.steps[: self.boundary]:
+                step()
         finally:
             _take_back(done)
 
-    def _go(
-        self, arrays: Sequence[Array], steps: Sequence[Callable[[], None]], done: list[Live]
-    ) -> None:
-        """Fill the inputs, read the live numbers (noting in `done` which), and run the steps."""
+    def _begin(self, arrays: Sequence[Array], done: list[Live]) -> None:
+        """Fill the inputs, and read the live numbers (noting in `done` which)."""
         copyto, numbers = self.backend.copyto, self.numbers
         for view, array in zip(self._inputs, arrays, strict=True):
             copyto(view, array)
@@ -175,14 +183,16 @@ class Replay:
             places = entry.places
             numbers[places.start : places.stop] = entry.read()
             done.append(entry)
-        for step in steps:
-            step()
+
+    def bound(self, call: Call, numbers: list[float | int]) -> Thunk | None:
+        """A call as the backend defines it, as a function of no arguments."""
+        return thunk(call, self.memory, self.backend, numbers)
 
     def add_plain(self, call: Call) -> None:
         """Append a call as the backend defines it."""
         if not hasattr(self.backend, call.kernel):
             raise UnfusedError(call.kernel)
-        step = thunk(call, self.memory, self.backend, self.numbers)
+        step = self.bound(call, self.numbers)
         if step is not None:
             self.steps.append(step)
             self.report.plain[call.kernel] += 1
@@ -215,7 +225,10 @@ class Replay:
         """
         done: list[Live] = []
         try:
-            self._go(arrays, self.steps, done)
+            self._begin(arrays, done)
+            if self.launch is None or not self.launch.run(self):
+                for step in self.steps:
+                    step()
         except BaseException as error:
             _take_back(done)
             if self.backend.lacks_memory(error) and not isinstance(error, OutOfMemoryError):

@@ -61,6 +61,8 @@ def _entry(entry: Entry, calls: bool) -> list[str]:
             lines.append(
                 f"    {r.again} value(s) computed twice; without that, {size_of(r.kept)} at once"
             )
+    if replay.launch is not None:
+        lines.append(f"    {replay.launch.describe()}")
     numbers = len(replay.numbers)
     lines.append(
         f"    {numbers} number(s) read anew at each step; {len(replay.outcome.recording.leaves)} "
