@@ -11,10 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpubackprop.backends.cpu.native.chains import Chain, Operand, Result, Step, eligible
-from gpubackprop.backends.cpu.native.expressions import ELEMENTWISE
-from gpubackprop.backends.cpu.native.layouts import FLAT, Table, table
-from gpubackprop.backends.cpu.native.reductions import how_summed
+from gpubackprop.backends.chains.chain import (
+    Chain,
+    Operand,
+    Result,
+    Step,
+    eligible,
+    how_summed,
+)
+from gpubackprop.backends.chains.expressions import ELEMENTWISE
+from gpubackprop.backends.chains.layouts import FLAT, Table, table
 from gpubackprop.compile.passes import touched
 from gpubackprop.compile.patterns import images_fused, same_memory
 from gpubackprop.compile.trace import Call, Ref

@@ -11,24 +11,11 @@ import pytest
 pytest.importorskip("numba")
 
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.cpu.native.chains import (
-    Chain,
-    Operand,
-    Result,
-    Step,
-    eligible,
-    lower_chain,
-    traced,
-)
+from gpubackprop.backends.chains.chain import Chain, Operand, Result, Step, eligible, traced
+from gpubackprop.backends.chains.expressions import COMPARE, ELEMENTWISE, LOGIC, UNARY, UnfitError
+from gpubackprop.backends.chains.layouts import FLAT, Table, table
+from gpubackprop.backends.cpu.native.chains import lower_chain
 from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.expressions import (
-    COMPARE,
-    ELEMENTWISE,
-    LOGIC,
-    UNARY,
-    UnfitError,
-)
-from gpubackprop.backends.cpu.native.layouts import FLAT, Table, table
 from gpubackprop.backends.cpu.native.lowering import Site, load
 from gpubackprop.backends.live import marked
 

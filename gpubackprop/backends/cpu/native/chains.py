@@ -1,41 +1,31 @@
-"""Chains of elementwise kernels, with reductions at their ends, as one pass over memory.
+"""Chains (``backends/chains/``) as native loops.
 
-A chain is a list of steps over one table (``layouts.py``). Its loop is written as a small Python
-function in the cache folder (``generated.py``) and compiled from there; sizes, addresses and
-numbers are in the frame, so one compiled loop serves every place where the same chain occurs.
-
-To put one together from recorded calls: each call must be ``eligible``; ``table(out, arrays)``
-says how the arrays that come from outside lie over the largest result, and ``Table.split`` gives it
-the rows and columns that a sum over the first or the last axes needs. A step sees an element of
-each of its operands at each place of the table, so a step whose own result is smaller is computed
-again wherever it repeats. Every ``"flat"`` result is dense, in one order of its axes. An array may
-be input and ``"flat"`` result at once where its kind is ``"flat"``; no other result may lie over an
-input (``lower_chain`` gives None there).
+A loop is written as a small Python function in the cache folder (``generated.py``) and compiled
+from there; sizes, addresses and numbers are in the frame, so one compiled loop serves every place
+where the same chain occurs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.cpu.native.abi import doubles, floats, kernel, longs, share
-from gpubackprop.backends.cpu.native.engine import Instruction
-from gpubackprop.backends.cpu.native.expressions import (
+from gpubackprop.backends.chains.chain import Chain, result_dtype, single, traced
+from gpubackprop.backends.chains.expressions import (
     BOOL,
-    COUNTS,
     ELEMENTWISE,
     FLOAT,
     INT,
     Node,
-    Tracer,
     UnfitError,
-    cost,
-    expression,
 )
+from gpubackprop.backends.chains.layouts import FLAT
+from gpubackprop.backends.cpu.native.abi import doubles, floats, kernel, longs, share
+from gpubackprop.backends.cpu.native.engine import Instruction
+from gpubackprop.backends.cpu.native.expressions import cost
 from gpubackprop.backends.cpu.native.generated import ChainSource, Input, Output, loop
-from gpubackprop.backends.cpu.native.layouts import FLAT, Table, table
 from gpubackprop.backends.cpu.native.lowering import Site, lowers
 from gpubackprop.backends.cpu.native.mathematics import INFINITY, larger
 
@@ -44,53 +34,6 @@ SERIAL = 2000.0
 WIDE = 4096
 """Rows are cut between threads where each gets as many columns. Shorter pieces of a row are read
 ahead beyond their end, where another core is writing."""
-
-
-class Operand(NamedTuple):
-    """Where a step's argument comes from: ``("input", k)`` or ``("step", j)``."""
-
-    source: str
-    place: int
-
-
-class Step(NamedTuple):
-    """One kernel of a chain; arguments are operands, Python numbers and live numbers."""
-
-    kernel: str
-    args: tuple[Any, ...]
-    kwargs: tuple[tuple[str, Any], ...] = ()
-
-
-class Result(NamedTuple):
-    """What a chain writes.
-
-    Attributes
-    ----------
-    step : whose values.
-    how : ``"flat"`` (all of them, in the table's order), or how they are reduced: to one for each
-        column (``"columns"``), one for each row (``"rows"``) or a single one (``"all"``). The array
-        of a reduction is C-contiguous, of any shape.
-    op : ``"sum"`` or ``"max"`` (NaN if there is one).
-    """
-
-    step: int
-    how: str
-    op: str = "sum"
-
-
-class Chain(NamedTuple):
-    """A chain.
-
-    Attributes
-    ----------
-    table : rows, columns and the kind of each input.
-    steps : in order.
-    results : what is written, in the order of the outs.
-    """
-
-    table: Table
-    steps: tuple[Step, ...]
-    results: tuple[Result, ...]
 
 
 @kernel
@@ -144,59 +87,11 @@ def top_all(frame, part, parts):
     floats(frame[2], 1)[0] = top
 
 
-def traced(
-    steps: Sequence[Step], dtypes: Sequence[np.dtype]
-) -> tuple[list[Node], list[tuple[Any, np.dtype]]]:
-    """The expression of each step, and the numbers in them with the dtypes they are used as.
-
-    Raises
-    ------
-    UnfitError
-        A step cannot be compiled.
-    """
-    constants: list[tuple[Any, np.dtype]] = []
-    tracer = Tracer(constants)
-    if any(d not in (FLOAT, BOOL, INT) for d in dtypes):
-        raise UnfitError("a dtype that is not compiled")
-    inputs = [tracer.make("input", (i,), np.dtype(d)) for i, d in enumerate(dtypes)]
-    nodes: list[Node] = []
-
-    def value(a: Any) -> Any:
-        if isinstance(a, Operand):
-            return inputs[a.place] if a.source == "input" else nodes[a.place]
-        return a
-
-    for step in steps:
-        args = tuple(value(a) for a in step.args)
-        nodes.append(expression(step.kernel, args, {k: value(v) for k, v in step.kwargs}, tracer))
-    return nodes, constants
-
-
-def eligible(kernel_name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> bool:
-    """Whether a recorded call can be a step of a chain, as far as dtypes and numbers go.
-
-    Parameters
-    ----------
-    args, kwargs : the call's; arrays are anything with ``shape``, ``strides`` and ``dtype``.
-    out : what it makes.
-    """
-    inputs, step = _step(kernel_name, args, kwargs)
-    try:
-        nodes, _ = traced((step,), [x.dtype for x in inputs])
-    except UnfitError:
-        return False
-    return bool(nodes[0].dtype == out.dtype)
-
-
 def _writable(chain: Chain, nodes: Sequence[Node], outs: Sequence[np.ndarray]) -> bool:
     """Whether the results can be computed, and have the dtypes of their arrays."""
     for result, out in zip(chain.results, outs, strict=True):
-        wanted = nodes[result.step].dtype
-        if result.how != FLAT and (result.op == "max" or result.how != "all") and wanted != FLOAT:
-            return False
-        if result.how == "all" and wanted in COUNTS:
-            wanted = INT
-        if out.dtype not in (FLOAT, BOOL, INT):
+        wanted = result_dtype(result, nodes[result.step])
+        if wanted is None or out.dtype not in (FLOAT, BOOL, INT):
             return False
         if out.dtype != wanted or (result.how != FLAT and not out.flags.c_contiguous):
             return False
@@ -304,31 +199,6 @@ def lower_chain_call(
 ) -> list[Instruction] | None:
     """A chain that the fusion pass has put together."""
     return lower_chain(site, outs, inputs, chain)
-
-
-def _step(
-    kernel_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[list[Any], Step]:
-    """The arrays of a call, and the call with operands in their place."""
-    inputs: list[Any] = []
-
-    def taken(a: Any) -> Any:
-        if isinstance(a, np.generic) or not hasattr(a, "strides"):
-            return a
-        inputs.append(a)
-        return Operand("input", len(inputs) - 1)
-
-    step_args = tuple(taken(a) for a in args)
-    return inputs, Step(kernel_name, step_args, tuple((k, taken(v)) for k, v in kwargs.items()))
-
-
-def single(
-    kernel_name: str, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Chain, list[Any]] | None:
-    """The chain of one recorded call, and its arrays; None where the result has gaps."""
-    inputs, step = _step(kernel_name, args, kwargs)
-    found = table(out, inputs)
-    return None if found is None else (Chain(found, (step,), (Result(0, FLAT),)), inputs)
 
 
 _INPLACE = ("x", "x1", "x2", "dy", "y")

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from gpubackprop.backends.chains.expressions import BOOL, Node
+from gpubackprop.backends.chains.layouts import COLUMNS, EACH, FLAT, ROWS, SCALAR, SPREAD, VIEW
 from gpubackprop.backends.cpu.native import abi, mathematics
 from gpubackprop.backends.cpu.native.abi import Kernel
-from gpubackprop.backends.cpu.native.expressions import BOOL, Node, Writer
-from gpubackprop.backends.cpu.native.layouts import COLUMNS, EACH, FLAT, ROWS, SCALAR, SPREAD, VIEW
+from gpubackprop.backends.cpu.native.expressions import Writer
 from gpubackprop.version import __version__
 
 READERS = {"f": ("floats", 4), "?": ("octets", 1), "l": ("longs", 8), "q": ("longs", 8)}

@@ -7,19 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.chains.chain import Chain, Operand, Result, Step, how_summed
+from gpubackprop.backends.chains.layouts import FLAT, Table, memory_order
 from gpubackprop.backends.composites import normalize_axes
 from gpubackprop.backends.cpu.native.abi import floats, kernel, share
-from gpubackprop.backends.cpu.native.chains import (
-    Chain,
-    Operand,
-    Result,
-    Step,
-    add_columns,
-    lower_chain,
-)
+from gpubackprop.backends.cpu.native.chains import add_columns, lower_chain
 from gpubackprop.backends.cpu.native.copies import copy_all, copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
-from gpubackprop.backends.cpu.native.layouts import FLAT, Table, memory_order
 from gpubackprop.backends.cpu.native.lowering import Site, lowers
 
 COPY = (Step("copy", (Operand("input", 0),)),)
@@ -27,28 +21,6 @@ NEGATED = (Step("negative", (Operand("input", 0),)),)
 SERIAL = 1 << 13
 FOLDED = 512
 """Columns of a table that is summed over its rows: narrower ones are seen as of this width."""
-
-
-def how_summed(shape: tuple[int, ...], axis: Any) -> tuple[str, int, int] | None:
-    """How a reduction of a C-contiguous array over axes is one of a table: ``(how, rows,
-    columns)``; None where it is neither over the first axes nor over the last, or over none."""
-    axes = set(normalize_axes(axis, len(shape)))
-    kept = [i for i in range(len(shape)) if i not in axes and shape[i] != 1]
-    summed = [i for i in axes if shape[i] != 1]
-    size = math.prod(shape)
-    if not size:
-        return None
-    if not kept:
-        return "all", 1, size
-    if not summed:
-        return None
-    if max(summed) < min(kept):
-        columns = math.prod(shape[i] for i in kept)
-        return "columns", size // columns, columns
-    if min(summed) > max(kept):
-        columns = math.prod(shape[i] for i in summed)
-        return "rows", size // columns, columns
-    return None
 
 
 def _reduce(
