@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpubackprop.autograd import Tensor
@@ -18,7 +18,7 @@ from gpubackprop.compile.matching import UnsettledError, match
 from gpubackprop.compile.replay import compiled_step
 from gpubackprop.compile.report import describe
 from gpubackprop.compile.session import Outcome, record
-from gpubackprop.compile.tree import Slot, put_back, take_out
+from gpubackprop.compile.tree import put_back, take_out
 from gpubackprop.errors import CompileError
 
 RECORDINGS = 8
@@ -58,6 +58,7 @@ class Compiled:
             _require_native()
         self.entries = Entries(cache)
         self.eager: str | None = None
+        self._usual: Entry | None = None  # the last one replayed for tensors alone
         self._lock = threading.RLock()
         self._busy = False
         self._fruitless = 0
@@ -88,14 +89,6 @@ class Compiled:
             # Within another recording the calls become part of that; an observer wants to see each
             # operation.
             return self.fn(*args, **kwargs)
-        given: list[Any] = []
-        constants: list[Any] = []
-        if not kwargs and all([type(a) is Tensor for a in args]):  # the usual step, in less time
-            given.extend(args)
-            constants.append(len(args))
-            pattern: Any = (tuple([Slot(i, True) for i in range(len(args))]), {})
-        else:
-            pattern = take_out((args, kwargs), given, constants)
         with self._lock:
             if self._busy:
                 raise CompileError(
@@ -104,13 +97,21 @@ class Compiled:
                 )
             self._busy = True
             try:
-                return self._called(args, kwargs, pattern, given, constants)
+                # The step that usually comes next is looked at first: a small network's takes
+                # less time than to work out what the arguments are.
+                entry = self._usual
+                if entry is not None and not kwargs:
+                    arrays = entry.arrays(args, STATE.recording)
+                    if arrays is not None and entry.ready():
+                        return self._replayed(entry, args, arrays)
+                return self._called(args, kwargs)
             finally:
                 self._busy = False
 
-    def _called(
-        self, args: Any, kwargs: Any, pattern: Any, given: list[Any], constants: list[Any]
-    ) -> Any:
+    def _called(self, args: Any, kwargs: Any) -> Any:
+        given: list[Any] = []
+        constants: list[Any] = []
+        pattern = take_out((args, kwargs), given, constants)
         backend = self._backend(given)
         key: list[Any] = [backend, STATE.recording, tuple(constants)]
         arrays = []
@@ -141,7 +142,12 @@ class Compiled:
         assert replay is not None and entry.outcome is not None
         if entry.state == CHECKING:
             return self._check(entry, pattern, given, arrays)
-        results = replay.run(arrays)
+        self._usual = entry if len(args) == len(given) and not kwargs else None
+        return self._replayed(entry, given, arrays)
+
+    def _replayed(self, entry: Entry, given: Sequence[Any], arrays: list[Any]) -> Any:
+        assert entry.replay is not None and entry.outcome is not None
+        results = entry.replay.run(arrays)
         entry.calls += 1
         self._set_gradients(entry, given)
         values = [given[r] if isinstance(r, int) else r for r in results]
@@ -269,7 +275,7 @@ class Compiled:
             values.append(given[index] if index is not None else v.detach())
         return put_back(shape, values)
 
-    def _set_gradients(self, entry: Entry, given: list[Any]) -> None:
+    def _set_gradients(self, entry: Entry, given: Sequence[Any]) -> None:
         """Leave the gradients where the function leaves them."""
         assert entry.replay is not None and entry.outcome is not None
         found = entry.replay.gradients()
@@ -277,6 +283,8 @@ class Compiled:
         for t, g in zip(leaves.values(), found, strict=False):
             if t.grad is not g:
                 t.grad = g
+        if len(found) == len(leaves):
+            return
         tensors = [x for x in given if isinstance(x, Tensor)]
         for x, g in zip(tensors, found[len(leaves) :], strict=True):
             if g is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gpubackprop.autograd import Tensor
 from gpubackprop.compile.guards import Guards
 from gpubackprop.compile.replay import Replay
 from gpubackprop.compile.session import Outcome
@@ -33,6 +34,32 @@ class Entry:
         self.recordings = 0
         self.calls = 0
         self.checked: str = "not compared with the eager step"
+
+    def arrays(self, args: Sequence[Any], recording: bool) -> list[Any] | None:
+        """The arrays of arguments that are tensors like those of this entry; None where one is
+        something else."""
+        backend, mode, _, *tensors = self.key
+        if len(args) != len(tensors) or mode is not recording:
+            return None
+        found = []
+        for x, like in zip(args, tensors, strict=True):
+            if (
+                type(x) is not Tensor
+                or x.backend is not backend
+                or x.node is not None
+                or x.grad is not None
+            ):
+                return None
+            array = x.array
+            if (array.shape, array.dtype, x.requires_grad) != like:
+                return None
+            found.append(array)
+        return found
+
+    def ready(self) -> bool:
+        """Whether it can be replayed in the state that everything is in now."""
+        guards = self.guards
+        return self.state == READY and (guards is None or guards.broken() is None)
 
 
 class Entries:
