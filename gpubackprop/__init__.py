@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gpubackprop.autograd import Spec as Spec
     from gpubackprop.autograd import apply as apply
     from gpubackprop.autograd.checkpoint import checkpoint as checkpoint
+    from gpubackprop.autograd.precision import precision as precision
     from gpubackprop.backends.device import limit_memory as limit_memory
     from gpubackprop.backends.random import Generator as Generator
     from gpubackprop.backends.random import manual_seed as manual_seed
@@ -45,12 +46,13 @@ _NAMES = {
     "Spec": "autograd",
     "apply": "autograd",
     "checkpoint": "autograd.checkpoint",
+    "precision": "autograd.precision",
     "limit_memory": "backends.device",
     "manual_seed": "backends.random",
 }
 
 __all__ = ["Generator", "Operation", "Sample", "Spec", "Tensor", "apply", "checkpoint", "compile"]
-__all__ += ["enable_grad", "grad", "limit_memory", "manual_seed", "no_grad", "tensor"]
+__all__ += ["enable_grad", "grad", "limit_memory", "manual_seed", "no_grad", "precision", "tensor"]
 __all__ += ["bool_", "float16", "float32", "float64", "int32", "int64", "uint8"]
 __all__ += _functions.__all__
 

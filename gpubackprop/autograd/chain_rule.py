@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from gpubackprop.autograd.tensor import Tensor
 
 
-def run_backward(
+def run_backward(roots: Sequence[Tensor], cotangents: Sequence[Any], **options: Any) -> list[Any]:
+    """:func:`walk`, in the dtypes of the forward pass: a rule that is recorded runs as it is, also
+    where the precision is mixed."""
+    state = STATE
+    policy, state.policy = state.policy, None
+    try:
+        return walk(roots, cotangents, **options)
+    finally:
+        state.policy = policy
+
+
+def walk(
     roots: Sequence[Tensor],
     cotangents: Sequence[Any],
     *,

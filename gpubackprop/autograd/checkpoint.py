@@ -89,6 +89,7 @@ class _Run:
 
     def __init__(self, fn: Callable[..., Any], pattern: Any) -> None:
         self.fn, self.pattern = fn, pattern
+        self.policy = STATE.policy  # of the first run; the second is under the same
         self.draws: list[Draw] = []
         self.captured: list[Tensor] = []
         self.results: list[tuple[Any, ...]] = []
@@ -138,7 +139,7 @@ class _Run:
                 )
         create_graph = K is tape.TAPE_KERNELS
         given = zip(inputs, call.edges, strict=False)
-        with _again(call):
+        with _again(call, self.policy):
             if create_graph:
                 # A step of its own before each input: the chain rule stops there, even where one
                 # input was computed from another.
@@ -188,19 +189,19 @@ class _Run:
 
 
 @contextmanager
-def _again(call: Any) -> Iterator[None]:
+def _again(call: Any, policy: Any) -> Iterator[None]:
     """Recording, as a second run, under the observer's scope of the first."""
-    observer, before = STATE.observer, STATE.recomputing
+    observer, before, ambient = STATE.observer, STATE.recomputing, STATE.policy
     scoped = call.context is not None and hasattr(observer, "scope")
     outer = observer.scope if scoped else None  # type: ignore[union-attr]
-    STATE.recomputing = True
+    STATE.recomputing, STATE.policy = True, policy
     if scoped:
         observer.scope = call.context  # type: ignore[union-attr]
     try:
         with enable_grad():
             yield
     finally:
-        STATE.recomputing = before
+        STATE.recomputing, STATE.policy = before, ambient
         if scoped:
             observer.scope = outer  # type: ignore[union-attr]
 

@@ -261,6 +261,10 @@ class ArrayMethods(Reductions):
         """The values with another dtype."""
         return apply(REGISTRY["astype"], self, dtype=as_dtype(dtype))
 
+    def rounded(self, dtype: np.dtype) -> Tensor:
+        """``astype(dtype)``, from a copy that is there already where the tensor has one."""
+        return apply(REGISTRY["astype"], self, dtype=dtype)
+
     def copy(self) -> Tensor:
         """The same values in memory of their own, with the history."""
         return apply(REGISTRY["copy"], self)

@@ -44,6 +44,7 @@ class _State(threading.local):
     observer: Observer | None = None
     rule_backend: Backend | None = None  # where a rule that runs on the tape makes its constants
     recomputing: bool = False  # a checkpointed function runs for the second time
+    policy: Any = None  # runs each operation, where the precision is mixed
 
 
 STATE = _State()
@@ -120,6 +121,9 @@ def apply(op: Operation, *inputs: Any, **params: Any) -> Any:
     ShapeError, DTypeError, DeviceError
         Naming the operation and its arguments.
     """
+    state = STATE
+    if state.policy is not None:
+        return state.policy.run(op, inputs, params)
     # One pass over the inputs gathers all that the call and its record need: this loop is most of
     # what a small operation costs.
     backend: Any = None
@@ -146,7 +150,7 @@ def apply(op: Operation, *inputs: Any, **params: Any) -> Any:
             arrays.append(x)
             shapes.append(None)
         else:
-            return apply(op, *_as_tensors(op, inputs), **params)
+            return apply(op, *as_tensors(op, inputs), **params)
         edges.append(None)
         indices.append(0)
     if backend is None:
@@ -174,13 +178,12 @@ def apply(op: Operation, *inputs: Any, **params: Any) -> Any:
         if not result.shape:
             result = backend.asarray(result)  # NumPy's scalars cannot be written in place
         outputs = (result,)
-    state = STATE
     if state.observer is not None:
         state.observer.forward(op, inputs, outputs, params)
 
     if not (wanted and state.recording) or op.backward is None:
         return tuple([TENSOR(a, backend) for a in outputs]) if many else TENSOR(result, backend)
-    if not many and result.dtype.kind != "f":
+    if not many and result.dtype.kind not in "fV":
         return TENSOR(result, backend)  # a cast to integers ends the history
     plan = op.save_plan
     saved: tuple[Any, ...] = ()
@@ -198,10 +201,10 @@ def apply(op: Operation, *inputs: Any, **params: Any) -> Any:
         node.context = getattr(state.observer, "scope", None)
     if not many:
         return TENSOR(result, backend, True, node)
-    return tuple([TENSOR(a, backend, a.dtype.kind == "f", node, i) for i, a in enumerate(outputs)])
+    return tuple([TENSOR(a, backend, a.dtype.kind in "fV", node, i) for i, a in enumerate(outputs)])
 
 
-def _as_tensors(op: Operation, inputs: Sequence[Any]) -> list[Any]:
+def as_tensors(op: Operation, inputs: Sequence[Any]) -> list[Any]:
     """Wrap host arrays and NumPy scalars that stand beside tensors; refuse them beside tensors of a
     device."""
     device = next((x.backend for x in inputs if isinstance(x, TENSOR)), None)

@@ -257,7 +257,7 @@ class Tensor(ArrayMethods):
         """Set ``requires_grad`` on a leaf and return it."""
         if self.node is not None:
             raise GradientError("requires_grad_: only a leaf can be changed; use detach()")
-        if requires_grad and self.dtype.kind != "f":
+        if requires_grad and self.dtype.kind not in "fV":
             raise DTypeError(f"requires_grad_: {self.dtype} has no derivatives; use a float dtype")
         self.requires_grad = requires_grad
         return self
@@ -305,7 +305,7 @@ def tensor(
     if data.dtype.kind not in "fiub" and data.dtype.name != "bfloat16":
         raise DTypeError(f"tensor: dtype {data.dtype} is not numeric")
     array = brought(backend, data, dtype)
-    if requires_grad and array.dtype.kind != "f":
+    if requires_grad and array.dtype.kind not in "fV":
         raise DTypeError(
             f"tensor: {array.dtype} has no derivatives; use a float dtype with requires_grad=True"
         )

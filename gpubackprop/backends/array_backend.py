@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.base import Backend, Numerics
-from gpubackprop.backends.composites import normalize_axes
+from gpubackprop.backends.composites import is_half, normalize_axes
 from gpubackprop.backends.primitives import Array, Axis, DType, Primitives, Shape
 
 
@@ -60,9 +60,9 @@ class ArrayBackend(Backend):
     def sum(
         self, x: Array, axis: Axis = None, keepdims: bool = False, out: Array | None = None
     ) -> Array:
-        if x.dtype == np.float16:
+        if is_half(x):
             total = self.xp.sum(x, axis=axis, dtype=np.float32, keepdims=keepdims)
-            return self.astype(total, np.float16) if out is None else self._fill(out, total)
+            return self.astype(total, x.dtype) if out is None else self._fill(out, total)
         return x.sum(axis=axis, out=out, keepdims=keepdims)
 
     def _fill(self, out: Array, value: Array) -> Array:

@@ -25,6 +25,7 @@ from gpubackprop.backends.images import ImageKernels
 from gpubackprop.backends.launching import Calls, Launchable, Numbers, Staging
 from gpubackprop.backends.memory import HostMemory, MemoryMeter, MemoryState, host_memory
 from gpubackprop.backends.norms import NormKernels
+from gpubackprop.backends.precision import ProductPrecision
 from gpubackprop.backends.primitives import Array, Primitives, Shape
 from gpubackprop.backends.recurrent import RecurrentKernels
 from gpubackprop.backends.timing import Clock, HostClock
@@ -45,12 +46,16 @@ class Backend(
     device : the device's name, ``"cpu"``, ``"cuda:0"``, ...
     numerics : ``"deterministic"`` (same device, same bits, every run) or ``"native"`` (fastest).
     array_type : the class of this backend's arrays.
+    has_tf32 : whether products of float32 arrays can be made in TF32.
+    precision : ``"float32"`` or ``"tf32"``, as it holds now for the thread that asks.
     """
 
     name: str
     device: str
     numerics: Numerics
     array_type: type
+    has_tf32: bool = False
+    precision = ProductPrecision()
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was asked."""

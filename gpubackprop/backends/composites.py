@@ -38,9 +38,13 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     return tuple(a % ndim for a in axes)
 
 
+HALVES = "eE"
+"""Characters of the dtypes float16, which ends at 65504, and bfloat16, which has 8 bits."""
+
+
 def is_half(x: Array | None) -> bool:
-    """Whether an array is of half precision, which ends at 65504."""
-    return x is not None and x.dtype.char == "e"
+    """Whether an array is of half precision."""
+    return x is not None and x.dtype.char in HALVES
 
 
 class Composites(Primitives):
@@ -335,7 +339,7 @@ class Composites(Primitives):
         return self.multiply(self.subtract(x, mean), rstd), mean, var, rstd
 
     def _wide(self, x: Array) -> Array:
-        """x, as float32 where it is float16, whose squares overflow from 256 on."""
+        """x, as float32 where it is of half precision: squares of float16 overflow from 256 on."""
         return self.astype(x, "float32") if is_half(x) else x
 
     def _like(self, result: Array, *given: Array | None) -> Array:

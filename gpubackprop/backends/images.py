@@ -52,7 +52,7 @@ def winner_dtype(kernel: Shape) -> np.dtype:
 
 def lowest(dtype: np.dtype) -> float:
     """A number that no element is below."""
-    return -math.inf if dtype.kind == "f" else int(np.iinfo(dtype).min)
+    return -math.inf if dtype.kind in "fV" else int(np.iinfo(dtype).min)
 
 
 class ImageKernels(Composites):
@@ -233,4 +233,4 @@ class ImageKernels(Composites):
             product = self.multiply(self.reshape(count, tuple(shape)), product)
         if isinstance(product, int):
             return product
-        return self.astype(product, dtype if np.dtype(dtype).kind == "f" else np.float64)
+        return self.astype(product, dtype if np.dtype(dtype).kind in "fV" else np.float64)

@@ -112,7 +112,7 @@ class Primitives:
     def sum(
         self, x: Array, axis: Axis = None, keepdims: bool = False, out: Array | None = None
     ) -> Array:
-        """Sum; an empty sum is 0. float16 accumulates in float32."""
+        """Sum; an empty sum is 0. half precision accumulates in float32."""
         raise NotImplementedError
 
     def prod(self, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -221,7 +221,7 @@ class Primitives:
     # Products.
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
         """Matrix product of the last two axes, leading axes broadcast; a 1-d operand is a row or a
-        column as in NumPy."""
+        column as in NumPy. Half precision accumulates in float32 and is rounded once."""
         raise NotImplementedError
 
     def einsum(self, subscripts: str, *operands: Array) -> Array:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends import Backend
+from gpubackprop.backends.composites import HALVES
 from gpubackprop.backends.cpu import shared
 from gpubackprop.backends.cpu.fused import HALF, ONE
 from gpubackprop.backends.live import LiveFloat, LiveInt
@@ -138,6 +139,8 @@ def _filled(
 
 
 def _matmul(out: Any, x1: Any, x2: Any) -> Thunk | None:
+    if out.dtype.char in HALVES:
+        return None
     if x1.dtype != out.dtype or x2.dtype != out.dtype or not out.flags.c_contiguous:
         return None
     if x2.ndim == 2 and x1.ndim == 2:
@@ -171,7 +174,7 @@ def _sum(out: Any, x: Any, axis: Any = None, keepdims: bool = False) -> Thunk | 
     if x.dtype.char == "?" and axis is None and out.dtype == np.int64:
         count = np.count_nonzero
         return lambda: out.fill(count(x))
-    if x.dtype != out.dtype or x.dtype == np.float16:
+    if x.dtype != out.dtype or x.dtype.char in HALVES:
         return None
     lead = _leading(axis, x.ndim)
     if lead and x.size >= 8192 and x.dtype in (np.float32, np.float64) and x.flags.c_contiguous:

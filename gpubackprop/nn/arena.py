@@ -19,6 +19,7 @@ from gpubackprop.backends import Array, Backend, get_backend
 from gpubackprop.backends.memory import HOLDERS
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpubackprop.nn.parameter import Parameter
+from gpubackprop.nn.rounded import RoundedValues
 
 ALIGNMENT = 64
 """Parameters begin at multiples of this many bytes from the buffer's start: what vector loads and
@@ -46,6 +47,7 @@ class Section:
         for t in tensors:
             self.starts.append(self.starts[-1] + -(-math.prod(t.shape) // step) * step)
         self.slots: dict[str, Array] = {}
+        self._rounded: dict[np.dtype, RoundedValues] = {}
         self.values = self._zeros()
         self.grads = self._zeros()
         self._make_views()
@@ -59,6 +61,8 @@ class Section:
         yield "gradients", self.grads
         for buffer in self.slots.values():
             yield "optimizer state", buffer
+        for copy in self._rounded.values():
+            yield "parameters in half precision", copy.buffer.array
 
     @property
     def size(self) -> int:
@@ -95,6 +99,8 @@ class Section:
             )
         self.backend.copyto(view, t.array)
         t.array = view
+        for copy in self._rounded.values():
+            copy.forget()
         if isinstance(t, Parameter):
             t.grad_buffer = self.grad_views[i]
             t.home = (weakref.ref(self), i)
@@ -181,6 +187,13 @@ class Section:
             buffer = self.slots[name] = self._zeros()
         return buffer
 
+    def rounded(self, dtype: np.dtype) -> RoundedValues:
+        """The values in another dtype; made when first asked for, and kept up to date."""
+        copy = self._rounded.get(dtype)
+        if copy is None:
+            copy = self._rounded[dtype] = RoundedValues(self, dtype)
+        return copy
+
     def _follow(self) -> None:
         """The parameters were moved to another device one by one: move the buffers after them."""
         devices = list({t.backend.device: t.backend for t in self.tensors}.values())
@@ -199,6 +212,7 @@ class Section:
             for t, v in zip(self.tensors, self.grad_views, strict=True)
         ]
         source, self.backend = self.backend, target
+        self._rounded.clear()
 
         def transfer(buffer: Array) -> Array:
             return target.copy(target.asarray(source.to_numpy(buffer)))

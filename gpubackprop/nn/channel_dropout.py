@@ -77,7 +77,7 @@ def _channels(
 ) -> Tensor:
     if not 0.0 <= p <= 1.0:
         raise ConfigError(f"{name}: p must be a probability between 0 and 1, not {p}")
-    if input.dtype.kind != "f":
+    if input.dtype.kind not in "fV":
         raise DTypeError(f"{name}: input must be of a float dtype, not {input.dtype}")
     x = inward(name, input, n, channels_last)
     if not training or p == 0.0:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpubackprop.autograd import Tensor, tensor
+from gpubackprop.autograd import REGISTRY, STATE, Node, Tensor, tensor
 from gpubackprop.backends import Array, Backend
 from gpubackprop.errors import DTypeError, ShapeError
 
@@ -69,6 +69,23 @@ class Parameter(Tensor):
             self.grad = Tensor(self.grad_buffer, self.backend)
         else:
             super().accumulate(g, kernels)
+
+    def rounded(self, dtype: np.dtype) -> Tensor:
+        """``astype(dtype)``, as a view of the arena's own rounded copy where it is in one."""
+        section, i = (self.home[0](), self.home[1]) if self.home is not None else (None, 0)
+        if section is None or self.array is not section.value_views[i]:
+            return super().rounded(dtype)
+        op, backend, params = REGISTRY["astype"], self.backend, {"dtype": dtype}
+        array = section.rounded(dtype).view(i)
+        if STATE.observer is not None:
+            STATE.observer.forward(op, (self,), (array,), params)
+        if not (self.requires_grad and STATE.recording):
+            return Tensor(array, backend)
+        specs = ((array.shape, array.dtype),)
+        node = Node(op, params, backend, [self], [0], (), [self.shape], specs)
+        if STATE.observer is not None:
+            node.context = getattr(STATE.observer, "scope", None)
+        return Tensor(array, backend, True, node)
 
     def copy_(self, values: Any) -> Parameter:
         """Write `values` over the parameter, in place.

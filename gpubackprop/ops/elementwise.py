@@ -78,7 +78,7 @@ def power_slope(K: Any, x1: Any, x2: Any) -> Any:  # noqa: N803
 
 def share(K: Any, wins: Any, x1: Any, x2: Any) -> Any:  # noqa: N803
     """1 where an argument wins, 1/2 where the two are equal, else 0, in the arguments' dtype."""
-    dtype = next(x.dtype for x in (x1, x2) if hasattr(x, "dtype") and x.dtype.kind == "f")
+    dtype = next(x.dtype for x in (x1, x2) if hasattr(x, "dtype") and x.dtype.kind in "fV")
     half = K.multiply(K.astype(K.equal(x1, x2), dtype), 0.5)
     return K.add(K.astype(wins, dtype), half)
 

@@ -31,7 +31,7 @@ def pooled_shape(
         In words: a number is out of range, the axes are not as many, or no window fits.
     """
     n = len(kernel)
-    if x.dtype.kind not in "fiu":
+    if x.dtype.kind not in "fiuV":
         raise DTypeError(f"{name}: x ({x}) must be numbers; cast it with .astype(...)")
     if len(x.shape) != n + 2:
         raise ShapeError(

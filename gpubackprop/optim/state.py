@@ -78,6 +78,8 @@ def snapshot(optimizer: Optimizer) -> Callable[[], None]:
     def restore() -> None:
         for backend, buffer, copy in kept:
             backend.copyto(buffer, copy)
+        for t in optimizer.arena.parameters:
+            t.mark_changed()
         for counts, before in zip(optimizer._steps, steps, strict=True):
             counts[:] = before
 

@@ -122,7 +122,7 @@ class Finder:
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         backend = tensors[0].backend
         if trouble := _trouble(backend, outputs):
-            ranges = [_range(x) for x in tensors if x.dtype.kind == "f" and x.size]
+            ranges = [_range(x) for x in tensors if x.dtype.kind in "fV" and x.size]
             came = f" from values in {' and '.join(ranges)}" if ranges else ""
             raise _Found(f"{op.name} in {self.scope} gave {trouble}{came} in the forward pass")
 
@@ -147,11 +147,11 @@ class Finder:
 def _trouble(backend: Backend, arrays: Iterable[Array]) -> str:
     """How many values are not finite, in words; empty where all are."""
     for array in arrays:
-        if array.dtype.kind != "f" or not array.size:
+        if array.dtype.kind not in "fV" or not array.size:
             continue
         if bool(backend.to_numpy(backend.all(backend.isfinite(array)))):
             continue
-        host = np.asarray(backend.to_numpy(array))
+        host = np.asarray(backend.to_numpy(array), np.float64)
         nans = int(np.isnan(host).sum())
         infinite = host.size - nans - int(np.isfinite(host).sum())
         parts = [f"{nans:,} NaN"] * bool(nans) + [f"{infinite:,} infinite"] * bool(infinite)
@@ -160,5 +160,5 @@ def _trouble(backend: Backend, arrays: Iterable[Array]) -> str:
 
 
 def _range(x: Tensor) -> str:
-    host = x.numpy()
+    host = x.numpy().astype(np.float64)
     return f"[{host.min():.3g}, {host.max():.3g}]"

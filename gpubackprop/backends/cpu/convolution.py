@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.composites import HALVES
 from gpubackprop.backends.convolution import Padding
 from gpubackprop.backends.cpu import depthwise
 from gpubackprop.backends.cpu.shared import result
@@ -53,6 +55,8 @@ class NumPyConvolution(ArrayBackend):
     ) -> Array:
         g = _geometry(x, weight.shape, stride, padding, dilation, groups)
         if g is None or not _alike(x, weight, bias):
+            if _half(x, weight, bias):
+                return _by_single(self.conv, (x, weight, bias), stride, padding, dilation, groups)
             return super().conv(x, weight, bias, stride, padding, dilation, groups)
         outputs, channels = weight.shape[0], x.shape[-1]
         y = result((len(x), *g.out, outputs), x.dtype)
@@ -110,6 +114,11 @@ class NumPyConvolution(ArrayBackend):
         shape = (len(dy), *spatial, channels)
         g = _geometry(np.empty((0, *shape[1:])), weight.shape, stride, padding, dilation, groups)
         if g is None or not _alike(dy, weight) or dy.shape[1:] != (*g.out, outputs):
+            if _half(dy, weight):
+                given = (dy, weight)
+                return _by_single(
+                    self.conv_transpose, given, spatial, stride, padding, dilation, groups
+                )
             return super().conv_transpose(dy, weight, spatial, stride, padding, dilation, groups)
         around = _as_convolution(g)
         one_each = groups == channels > 1
@@ -147,6 +156,11 @@ class NumPyConvolution(ArrayBackend):
         shape = (outputs, channels // groups, *kernel)
         g = _geometry(x, shape, stride, padding, dilation, groups)
         if g is None or not _alike(x, dy) or dy.shape != (len(x), *g.out, outputs):
+            if _half(x, dy):
+                given = (x, dy)
+                return _by_single(
+                    self.conv_weight, given, kernel, stride, padding, dilation, groups
+                )
             return super().conv_weight(x, dy, kernel, stride, padding, dilation, groups)
         dy = np.ascontiguousarray(dy)
         if groups == 1 and g.reads_each_pixel_once():
@@ -174,6 +188,18 @@ class NumPyConvolution(ArrayBackend):
 
         parts = in_parts(gather, len(x), _parts(g, x, outputs // groups))
         return Columns(g, channels, groups, x.dtype, 1).weight(_total(parts), kernel)
+
+
+def _half(*given: np.ndarray | None) -> bool:
+    """Whether arrays are of one dtype of half precision."""
+    arrays = [a for a in given if a is not None]
+    return all(a.dtype.char in HALVES and a.dtype == arrays[0].dtype for a in arrays)
+
+
+def _by_single(kernel: Callable[..., Array], given: tuple[Array | None, ...], *rest: Any) -> Array:
+    """A kernel on float32 copies of arrays of half precision, rounded once."""
+    wide = [None if a is None else a.astype(np.float32) for a in given]
+    return kernel(*wide, *rest).astype(given[0].dtype)  # type: ignore[union-attr]
 
 
 def _geometry(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.composites import HALVES
 from gpubackprop.backends.cpu import gelu, rows, shared
 from gpubackprop.backends.primitives import Array
 
@@ -48,6 +49,9 @@ class FusedKernels(ArrayBackend):
 
     # Products.
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        if bias is not None and x.dtype.char in HALVES and x.dtype == weight.dtype == bias.dtype:
+            wide = (a.astype(np.float32) for a in (x, weight, bias))
+            return self.linear(*wide).astype(x.dtype)  # the bias is added before the rounding
         y = self.matmul(x, weight.T)
         if bias is None:
             return y

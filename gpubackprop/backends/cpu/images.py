@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
+from gpubackprop.backends.composites import HALVES
 from gpubackprop.backends.cpu.shared import result
 from gpubackprop.backends.cpu.threads import in_parts, threads
 from gpubackprop.backends.images import lowest, pooled_sizes, winner_dtype
@@ -103,7 +104,7 @@ class NumPyImage(ArrayBackend):
             y[part], winner[part] = top, place
 
         in_runs(pool, x)
-        if y.dtype.kind == "f" and np.isnan(y.max()):  # a comparison does not find a NaN's place
+        if y.dtype.kind in "fV" and np.isnan(y.max()):  # a comparison does not find a NaN's place
             return super().max_pool(x, kernel, stride, padding, dilation, ceil)
         return y, winner
 
@@ -156,7 +157,7 @@ class NumPyImage(ArrayBackend):
         divisor_override: int | None = None,
     ) -> Array:
         options = (kernel, stride, padding, count_include_pad, divisor_override)
-        if x.dtype.kind != "f":
+        if x.dtype.kind not in "fV":
             return super().avg_pool(x, kernel, stride, padding, ceil, *options[3:])
         ones = (1,) * len(kernel)
         out = pooled_sizes(x.shape[1:-1], kernel, stride, padding, ones, ceil)
@@ -185,7 +186,7 @@ class NumPyImage(ArrayBackend):
         divisor_override: int | None = None,
     ) -> Array:
         options = (kernel, stride, padding, count_include_pad, divisor_override)
-        if dy.dtype.kind != "f":
+        if dy.dtype.kind not in "fV":
             return super().avg_pool_backward(
                 dy, spatial, kernel, stride, padding, ceil, *options[3:]
             )
@@ -209,7 +210,7 @@ class NumPyImage(ArrayBackend):
 
 def wide(dtype: np.dtype) -> np.dtype:
     """The dtype to add up elements of `dtype` in."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+    return np.dtype(np.float32) if dtype.char in HALVES else dtype
 
 
 def _image(dy: np.ndarray, axes: list[Axis]) -> np.ndarray:

@@ -38,6 +38,7 @@ from gpubackprop.backends.cuda.timing import EventClock
 from gpubackprop.backends.cuda.updates import FusedUpdates
 from gpubackprop.backends.memory import MemoryMeter, MemoryState
 from gpubackprop.backends.philox import WORDS_PER_BLOCK
+from gpubackprop.backends.precision import ProductPrecision
 from gpubackprop.backends.primitives import Array, DType, Shape
 
 # Kernels of the contract that touch no memory of the device.
@@ -66,6 +67,9 @@ class CUDABackend(
     Where the machine has several GPUs, every kernel makes this backend's one the current device
     while it runs.
     """
+
+    has_tf32 = True
+    precision = ProductPrecision()
 
     def __init__(self, index: int = 0, numerics: Numerics = "deterministic") -> None:
         cupy = importlib.import_module("cupy")

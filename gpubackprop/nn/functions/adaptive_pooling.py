@@ -131,7 +131,7 @@ def adaptive_means(x: Tensor, wanted: tuple[int, ...]) -> Tensor:
             continue
         begin, end = _bounds(size, m)
         inside = (np.arange(size) >= begin[:, None]) & (np.arange(size) < end[:, None])
-        dtype = x.dtype if x.dtype.kind == "f" else np.float64
+        dtype = x.dtype if x.dtype.kind in "fV" else np.float64
         weights = (inside / (end - begin)[:, None]).astype(dtype)
         shape = (*x.shape[:axis], m, *x.shape[axis + 1 :])
         columns = x.reshape(int(np.prod(shape[:axis])), size, int(np.prod(shape[axis + 1 :])))

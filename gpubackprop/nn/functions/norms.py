@@ -137,7 +137,7 @@ def instance_norm(
     )
     if input.size and not (running_mean is None and running_var is None):
         kernels, x = input.backend, input.array
-        if x.dtype == np.float16:  # which cannot hold a variance beyond 65504
+        if x.dtype.itemsize < 4:  # float16 cannot hold a variance beyond 65504
             x = kernels.astype(x, np.float32)
         axes = tuple(range(1, x.ndim - 1) if channels_last else range(2, x.ndim))
         mean, var = kernels.mean(x, axis=axes), kernels.var(x, axis=axes, ddof=1)

@@ -82,7 +82,7 @@ def interpolate(
         raise ConfigError(
             f"interpolate: align_corners is for modes {', '.join(LINEAR)}; mode {mode!r} takes none"
         )
-    if mode in LINEAR and input.dtype.kind != "f":
+    if mode in LINEAR and input.dtype.kind not in "fV":
         raise DTypeError(f"interpolate: mode {mode!r} needs a float dtype, not {input.dtype}")
     x = inward("interpolate", input, n, channels_last)
     if 0 in x.shape[1:-1]:
