@@ -1,9 +1,9 @@
 """The CUDA backend: the kernel contract on the arrays of one GPU.
 
-Elementwise kernels, reductions and matrix products are CuPy's, through the code shared with the
-NumPy backend. The coarse kernels have ``.cu`` sources of their own (``fused.py``, ``updates.py``),
-and so do random bits and indexing, where CuPy offers other bits, other errors or sums in an order
-that changes from run to run.
+Elementwise kernels and reductions are CuPy's, through the code shared with the NumPy backend;
+matrix products are cuBLASLt's (``products.py``). The coarse kernels have ``.cu`` sources of their
+own (``fused.py``, ``updates.py``), and so do random bits and indexing, where CuPy offers other
+bits, other errors or sums in an order that changes from run to run.
 
 A kernel here never waits for the GPU, except ``to_numpy``, ``synchronize`` and boolean masks. So it
 cannot raise for an index that is out of range: what is taken with one is NaN, and the check for
@@ -33,6 +33,7 @@ from gpubackprop.backends.cuda.images import CudaImage
 from gpubackprop.backends.cuda.kernels import Kernels
 from gpubackprop.backends.cuda.memory import PoolMemory, lacks_memory, limit_pool, pool_state
 from gpubackprop.backends.cuda.norms import CudaNorm
+from gpubackprop.backends.cuda.products import CudaProducts
 from gpubackprop.backends.cuda.recurrent import CudaRecurrent
 from gpubackprop.backends.cuda.timing import EventClock
 from gpubackprop.backends.cuda.updates import FusedUpdates
@@ -53,6 +54,7 @@ class CUDABackend(
     CudaNorm,
     CudaRecurrent,
     CudaAttention,
+    CudaProducts,
     CudaGraphs,
 ):
     """Kernels on ``cupy.ndarray``.
@@ -319,18 +321,6 @@ class CUDABackend(
     def _check_not_empty(kernel: str, x: Array, indices: Array, axis: int) -> None:
         if x.shape[axis] == 0 and indices.size:
             raise IndexError(f"{kernel}: axis {axis} of {x.shape} has no elements to take")
-
-    # Products.
-    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        lead = x.shape[:-1]
-        if len(lead) > 1:  # as one product of two matrices: CuPy copies transposed batched operands
-            x = x.reshape(math.prod(lead), x.shape[-1])
-        y = self.matmul(x, weight.T)
-        if len(lead) > 1:
-            y = y.reshape(*lead, weight.shape[0])
-        if bias is None:
-            return y
-        return self.add(y, bias, out=y) if bias.dtype == y.dtype else self.add(y, bias)
 
 
 def _without(shape: Shape, axis: int) -> Shape:

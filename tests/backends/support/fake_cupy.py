@@ -3,7 +3,8 @@
 Arrays hide their values: nothing but ``asnumpy`` brings them back, and they do not mix with host
 arrays or with arrays of another device. The namespace has the functions that the backend may use,
 with CuPy's restrictions, and no ``random``, ``linalg`` or ``fft``, whose libraries the lean
-installation lacks. ``RawModule`` runs the real ``.cu`` sources through ``shim.h``.
+installation lacks. ``RawModule`` runs the real ``.cu`` sources through ``shim.h``, and its cuBLASLt
+is ``fake_lt.c``.
 
 What it cannot show is how CuPy's own functions behave on a GPU; NumPy answers in their place.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.primitives import Primitives
-from tests.backends.support import shim
+from tests.backends.support import fake_lt, shim
 
 _FUNCTIONS = {
     *Primitives.__annotations__,
@@ -330,3 +331,6 @@ class FakeCuPy:
             return launch
 
         return SimpleNamespace(get_function=get_function)
+
+
+fake_lt.install(FakeCuPy)

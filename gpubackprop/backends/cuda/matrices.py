@@ -1,0 +1,249 @@
+"""How cuBLASLt sees arrays: products of rows as products of columns, without a copy.
+
+The library stores matrices by columns. A matrix in rows is its transpose in columns, and
+``y = x1 x2`` is ``y^T = x2^T x1^T``: the library's A is x2, its B is x1, and nothing moves. A
+transposed operand is the same memory under the library's own transpose. Everything here is
+arithmetic on shapes and strides, in elements.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from gpubackprop.backends.primitives import Shape
+
+TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # CUDA_R_32F, 64F, 16F, 16BF
+"""The dtypes that the library multiplies here."""
+
+# CUBLAS_COMPUTE_32F_PEDANTIC, 32F_FAST_TF32, 64F_PEDANTIC, 32F. Only the pedantic types are beyond
+# the reach of NVIDIA_TF32_OVERRIDE and CUBLAS_EMULATE_SINGLE_PRECISION: a product's precision is
+# what the run says. Halves have no such switch.
+PEDANTIC, TF32, DOUBLE, SINGLE = 69, 77, 71, 68
+COMPUTE = {
+    ("float32", "float32"): PEDANTIC,
+    ("float32", "tf32"): TF32,
+    ("float64", "float32"): DOUBLE,
+    ("float64", "tf32"): DOUBLE,
+    ("float16", "float32"): SINGLE,
+    ("float16", "tf32"): SINGLE,
+    ("bfloat16", "float32"): SINGLE,
+    ("bfloat16", "tf32"): SINGLE,
+}
+"""How numbers of a dtype are multiplied and added up under each ``precision`` of a backend."""
+
+EPILOGUES = {
+    (False, ""): 1,  # CUBLASLT_EPILOGUE_DEFAULT
+    (False, "relu"): 2,
+    (True, ""): 4,  # BIAS
+    (True, "relu"): 6,
+    (False, "gelu_tanh"): 32,
+    (True, "gelu_tanh"): 36,
+}
+"""What is done to a product before it is written: whether a bias is added, and an activation."""
+
+# CUBLASLT_REDUCTION_SCHEME_INPLACE, COMPUTE_TYPE: the parts of a long sum are added up in the
+# result, or kept apart in the workspace in full precision and added up in a fixed order.
+IN_PLACE, APART = 1, 2
+
+LOOPS = 8
+"""Batches that are no arithmetic sequence of addresses are this many products at most, or copied
+first."""
+_ALIGNMENTS = (256, 16, 8, 4, 2)
+
+
+class Stored(NamedTuple):
+    """A matrix as it lies in memory, by columns.
+
+    Attributes
+    ----------
+    rows, columns : of what is stored.
+    ld : distance of two columns, in elements.
+    step : distance of two matrices of a batch, in elements; 0 for one that all share.
+    """
+
+    rows: int
+    columns: int
+    ld: int
+    step: int = 0
+
+
+class Problem(NamedTuple):
+    """``D = act(alpha * op(A) op(B) + beta * D + bias)``, apart from where the matrices lie.
+
+    Attributes
+    ----------
+    dtype, result : names of the dtypes of A and B, and of D (and the bias).
+    compute : a value of :data:`COMPUTE`.
+    transpose_a, transpose_b : whether op is the transpose.
+    a, b, d : the matrices as they are stored.
+    batch : how many of each.
+    epilogue : a value of :data:`EPILOGUES`.
+    schemes : mask of the ways in which a long sum may be split.
+    alignment : bytes that the addresses of A, B and D (with the bias) are multiples of.
+    """
+
+    dtype: str
+    result: str
+    compute: int
+    transpose_a: bool
+    transpose_b: bool
+    a: Stored
+    b: Stored
+    d: Stored
+    batch: int
+    epilogue: int
+    schemes: int
+    alignment: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        """In the caller's terms: matrices in rows, so the library's B comes first."""
+        m, n = self.d.columns, self.d.rows
+        k = self.b.columns if self.transpose_b else self.b.rows
+        biased, activation = next(k for k, v in EPILOGUES.items() if v == self.epilogue)
+        after = [word for word in ("bias" if biased else "", activation) if word]
+        return (
+            f"the product of {self.dtype} ({m}, {k}) and ({k}, {n}) into {self.result} ({m}, {n})"
+            f"{' with ' + ' and '.join(after) if after else ''} (batch {self.batch}, compute type "
+            f"{self.compute}, {'transposed ' if self.transpose_b else ''}ld {self.b.ld} and "
+            f"{'transposed ' if self.transpose_a else ''}ld {self.a.ld} into ld {self.d.ld}, "
+            f"alignment {self.alignment})"
+        )
+
+
+class View(NamedTuple):
+    """An array's shape and its strides in elements."""
+
+    shape: Shape
+    strides: Shape
+
+
+class Work(NamedTuple):
+    """Products of matrices in rows.
+
+    Attributes
+    ----------
+    m, n, k : of each: (m, k) times (k, n).
+    swapped : whether the operands are exchanged, which gives the transpose of the result.
+    transposed_1, transposed_2 : whether an operand is stored as its transpose.
+    ld : distances of two stored rows of the operands and the result, in elements.
+    batch : how many products one call makes.
+    steps : distances of two of their matrices.
+    offsets : where the matrices of each call begin, in elements from the arrays' first.
+    """
+
+    m: int
+    n: int
+    k: int
+    swapped: bool
+    transposed_1: bool
+    transposed_2: bool
+    ld: tuple[int, int, int]
+    batch: int
+    steps: tuple[int, int, int]
+    offsets: tuple[tuple[int, int, int], ...]
+
+    def problem(
+        self, dtype: str, result: str, compute: int, epilogue: int, schemes: int, aligned: Any
+    ) -> Problem:
+        """As the library wants it; `aligned` are the alignments of the operands and the result."""
+        m, n, k = self.m, self.n, self.k
+        (ld1, ld2, ld), (step1, step2, step) = self.ld, self.steps
+        a = Stored(*((k, n) if self.transposed_2 else (n, k)), ld2, step2)
+        b = Stored(*((m, k) if self.transposed_1 else (k, m)), ld1, step1)
+        return Problem(
+            dtype,
+            result,
+            compute,
+            self.transposed_2,
+            self.transposed_1,
+            a,
+            b,
+            Stored(n, m, ld, step),
+            self.batch,
+            epilogue,
+            schemes,
+            (aligned[1], aligned[0], aligned[2]),
+        )
+
+
+class Copies(NamedTuple):
+    """What must lie without gaps before there can be a product: an operand, the result."""
+
+    first: bool
+    second: bool
+    result: bool
+
+
+def alignment(address: int) -> int:
+    """The largest alignment that the library tells apart of which an address is a multiple."""
+    return next((a for a in _ALIGNMENTS if not address % a), 1)
+
+
+def matrix(shape: Shape, strides: Shape) -> tuple[bool, int] | None:
+    """Whether a matrix (the last two axes) is stored as its transpose, and the distance of two
+    stored rows; None where it is neither."""
+    (m, n), (s, t) = shape[-2:], strides[-2:]
+    if (t == 1 or n == 1) and (m == 1 or s >= n):
+        return False, max(s if m > 1 else n, n, 1)
+    if (s == 1 or m == 1) and (n == 1 or t >= m):
+        return True, max(t if n > 1 else m, m, 1)
+    return None
+
+
+def _over(view: View, lead: Shape) -> tuple[int, ...]:
+    """Strides of the leading axes when these are repeated to `lead`."""
+    missing = len(lead) - (len(view.shape) - 2)
+    own = zip(view.shape[:-2], view.strides[:-2], strict=True)
+    return (0,) * missing + tuple(0 if n == 1 else s for n, s in own)
+
+
+def arrange(x1: View, x2: View, y: View, copied: bool = False) -> Work | Copies:
+    """The products that make ``y = x1 x2``, or what must be copied first.
+
+    Parameters
+    ----------
+    x1, x2, y : (..., m, k), (..., k, n) and (..., m, n), none empty; the leading axes of the
+        operands broadcast to those of the result.
+    copied : whether the operands lie without gaps, so that another copy would not help.
+    """
+    m, k, n = x1.shape[-2], x1.shape[-1], x2.shape[-1]
+    rows, through = [x1.strides[-2], y.strides[-2]], [x1.strides[-1], y.strides[-1]]
+    lead = y.shape[:-2]
+    steps = zip(_over(x1, lead), _over(x2, lead), y.strides[:-2], strict=True)
+    axes = [(size, step) for size, step in zip(lead, steps, strict=True) if size != 1]
+    # The rows of a batch that share their second operand are the rows of one matrix.
+    while axes and not axes[-1][1][1]:
+        size, (s1, _, s) = axes[-1]
+        if m > 1 and (s1, s) != (m * rows[0], m * rows[1]):
+            break
+        if m == 1:
+            rows = [s1, s]
+        m *= size
+        axes.pop()
+    merged: list[tuple[int, tuple[int, int, int]]] = []
+    for size, step in axes:
+        if merged and merged[-1][1] == (size * step[0], size * step[1], size * step[2]):
+            merged[-1] = (merged[-1][0] * size, step)
+        else:
+            merged.append((size, step))
+    first = matrix((m, k), (rows[0], through[0]))
+    second = matrix((k, n), x2.strides[-2:])
+    result = matrix((m, n), (rows[1], through[1]))
+    most = max(merged, key=lambda axis: axis[0], default=(1, (0, 0, 0)))
+    loops = [axis for axis in merged if axis is not most]
+    spread = not copied and math.prod(size for size, _ in loops) > LOOPS
+    back = [any(step[i] < (i == 2) for _, step in merged) for i in range(3)]
+    if first is None or second is None or result is None or spread or any(back):
+        lies_badly = zip((first, second, result), back, strict=True)
+        return Copies(*(found is None or spread or backwards for found, backwards in lies_badly))
+    offsets = [(0, 0, 0)]
+    for size, (s1, s2, s) in loops:
+        offsets = [(a + i * s1, b + i * s2, c + i * s) for a, b, c in offsets for i in range(size)]
+    batch, (s1, s2, s) = most
+    if not result[0]:
+        ld = (first[1], second[1], result[1])
+        return Work(m, n, k, False, first[0], second[0], ld, batch, (s1, s2, s), tuple(offsets))
+    ld = (second[1], first[1], result[1])
+    turned = tuple((b, a, c) for a, b, c in offsets)
+    return Work(n, m, k, True, not second[0], not first[0], ld, batch, (s2, s1, s), turned)

@@ -1,0 +1,467 @@
+"""Kernels that multiply matrices, through cuBLASLt.
+
+What a product needs to know of its arrays (shapes, strides, dtypes, alignments) is worked out once
+for each combination, together with the library's algorithm; a further product is a look-up and one
+call. Where cuBLASLt is not there or refuses, CuPy's product serves. That one cannot be captured
+into a graph.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpubackprop.backends.cuda import matrices
+from gpubackprop.backends.cuda.arrays import DeviceArrays
+from gpubackprop.backends.cuda.lt import CublasLt, LtError, Plan, RefusedError
+from gpubackprop.backends.cuda.matrices import Copies, View
+from gpubackprop.backends.primitives import Array, Shape
+
+MULTIPLY = frozenset(
+    {
+        *("matmul", "linear", "addmm", "einsum", "conv", "conv_transpose", "conv_weight"),
+        *("rnn_steps", "rnn_steps_backward", "lstm_steps", "lstm_steps_backward"),
+        *("gru_steps", "gru_steps_backward", "attention", "attention_backward"),
+    }
+)
+"""The kernels that multiply matrices."""
+
+UNCAPTURABLE: set[str] = set()
+"""Kernels that have multiplied by CuPy's cuBLAS in this process, which cannot be captured into a
+graph: all of :data:`MULTIPLY` where cuBLASLt is not there."""
+
+MOST_SIGNATURES = 16384
+_ALIGNED = tuple(matrices.alignment(i) for i in range(256))
+
+
+class _Ready(NamedTuple):
+    """What is known of a product before its addresses are.
+
+    Attributes
+    ----------
+    shape, dtype : of the result.
+    how : ``"plan"``, or what else is to be done: ``"plain"`` (CuPy's product), ``"empty"`` (there
+        is nothing to add up), ``"cast"`` (the operands to the result's dtype) or ``"copy"``.
+    plan : the library's.
+    swapped : whether its operands are exchanged.
+    offsets : in bytes, of the operands and the result of each call.
+    copies : what must be copied first.
+    """
+
+    shape: Shape = ()
+    dtype: Any = None
+    how: str = "plain"
+    plan: Plan | None = None
+    swapped: bool = False
+    offsets: tuple[tuple[int, int, int], ...] = ()
+    copies: Copies = Copies(False, False, False)
+
+
+class CudaProducts(DeviceArrays):
+    """Overrides of the kernels that are products.
+
+    Notes
+    -----
+    float32 operands are multiplied as ``precision`` says when the product is made: as they are, or
+    rounded to 10 bits (TF32), which is several times as fast. float16 and bfloat16 are multiplied
+    as they are and added up in float32.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._signatures: dict[Any, _Ready] = {}
+        self._library: CublasLt | None = None
+        self._library_problem: str | None = None
+
+    def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
+        y = self._product(x1, x2, out)
+        return self._product_by_cupy(x1, x2, out) if y is None else y
+
+    def addmm(self, y: Array, x1: Array, x2: Array, out: Array | None = None) -> Array:
+        if out is None and self._is_array(y):
+            out = self.copy(y)
+        elif out is not y and out is not None:
+            self.copyto(out, y)
+        if out is not None and self._product(x1, x2, out, beta=1.0) is not None:
+            return out
+        return self.add(y, self.matmul(x1, x2), out=out)
+
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None = None, out: Array | None = None
+    ) -> Array:
+        return self._product_and_bias(x, weight.T, bias, out)
+
+    def einsum(self, subscripts: str, *operands: Array) -> Array:
+        if len(operands) == 2 and self._product_library() is not None:
+            y = self._einsum_as_product(subscripts, *operands)
+            if y is not None:
+                return y
+        return super().einsum(subscripts, *operands)
+
+    # One product.
+    def _product_and_bias(
+        self, x: Array, matrix: Array, bias: Array | None, out: Array | None = None
+    ) -> Array:
+        """x @ matrix + bias, with a bias of the result's dtype in the same kernel."""
+        if bias is None:
+            return self.matmul(x, matrix, out)
+        y = self._product(x, matrix, out, bias)
+        if y is not None:
+            return y
+        y = self.matmul(x, matrix, out)
+        if out is not None or bias.dtype == y.dtype:
+            return self.add(y, bias, out=y)
+        return self.add(y, bias)
+
+    def _product(
+        self,
+        x1: Array,
+        x2: Array,
+        out: Array | None = None,
+        bias: Array | None = None,
+        activation: str = "",
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        copied: bool = False,
+    ) -> Array | None:
+        """``activation(alpha * x1 @ x2 + beta * out + bias)``; None where another way must serve.
+
+        Parameters
+        ----------
+        x1, x2, out : as for ``matmul``. `out` may have gaps, and be float32 where the operands are
+            of half precision; it must not overlap the operands.
+        bias : (n,), of the result's dtype, without gaps.
+        activation : ``""``, ``"relu"`` or ``"gelu_tanh"``.
+        copied : whether the operands have been copied, so that they lie as well as they can.
+        """
+        lt = self._library or self._product_library()
+        if lt is None or not (self._is_array(x1) and self._is_array(x2)):
+            return None
+        a, b = x1.data.ptr, x2.data.ptr
+        key = (
+            *(x1.shape, x1.strides, x1.dtype, _ALIGNED[a & 255]),
+            *(x2.shape, x2.strides, x2.dtype, _ALIGNED[b & 255]),
+            *(self.precision, activation, copied),
+            None
+            if out is None
+            else (out.shape, out.strides, out.dtype, _ALIGNED[out.data.ptr & 255]),
+            None
+            if bias is None
+            else (bias.shape, bias.strides, bias.dtype, _ALIGNED[bias.data.ptr & 255]),
+        )
+        ready = self._signatures.get(key)
+        if ready is None:
+            if len(self._signatures) >= MOST_SIGNATURES:
+                self._signatures.clear()
+            ready = self._product_ready(lt, x1, x2, out, bias, activation, copied)
+            self._signatures[key] = ready
+        if ready.plan is None:
+            return self._product_other(ready, x1, x2, out, bias, activation, alpha, beta)
+        y = self.empty(ready.shape, ready.dtype) if out is None else out
+        c, bias_at = y.data.ptr, 0 if bias is None else bias.data.ptr
+        if out is None and c & 255:  # CuPy's pool never does that; another allocator may
+            return self._product(x1, x2, y, bias, activation, alpha, beta, copied)
+        if ready.swapped:
+            a, b = b, a
+        try:
+            for i, j, k in ready.offsets:
+                # The library's A is the second operand (see matrices.py).
+                ready.plan.run(lt, b + j, a + i, c + k, alpha, beta, bias_at)
+        except RefusedError as error:
+            self._signatures[key] = self._product_refused(error, bias, activation)
+            return None
+        return y
+
+    def _product_other(
+        self,
+        ready: _Ready,
+        x1: Array,
+        x2: Array,
+        out: Array | None,
+        bias: Array | None,
+        activation: str,
+        alpha: float,
+        beta: float,
+    ) -> Array | None:
+        """A product that is not one call of the library."""
+        if ready.how == "plain":
+            return None
+        options = (bias, activation, alpha, beta)
+        if ready.how == "cast":
+            x1, x2 = self.astype(x1, ready.dtype), self.astype(x2, ready.dtype)
+            return self._product(x1, x2, out, *options)
+        y = self.empty(ready.shape, ready.dtype) if out is None else out
+        if ready.how == "empty":
+            if y.size and beta != 1.0:
+                self.copyto(y, self.multiply(y, beta) if beta else 0)
+            return y
+        first, second, result = ready.copies
+        apart = result and not y.flags.c_contiguous
+        target = y if not apart else self.copy(y) if beta else self.empty(y.shape, y.dtype)
+        x1, x2 = self._packed(x1) if first else x1, self._packed(x2) if second else x2
+        if self._product(x1, x2, target, *options, copied=True) is None:
+            return None
+        if apart:
+            self.copyto(y, target)
+        return y
+
+    def _product_ready(
+        self,
+        lt: CublasLt,
+        x1: Array,
+        x2: Array,
+        out: Array | None,
+        bias: Array | None,
+        activation: str,
+        copied: bool,
+    ) -> _Ready:
+        """How to make a product of arrays like these."""
+        shapes = _result_shape(x1.shape, x2.shape)
+        names = x1.dtype.name, x2.dtype.name
+        if shapes is None or not set(names) <= matrices.TYPES.keys():
+            return _Ready()
+        shape, whole = shapes
+        half = names[0] == names[1] in ("float16", "bfloat16")
+        dtype = x1.dtype if names[0] == names[1] else _common(x1.dtype, x2.dtype)
+        if out is not None and out.dtype != dtype and half and out.dtype == np.float32:
+            dtype = out.dtype
+        elif dtype is None or (out is not None and out.dtype != dtype):
+            return _Ready()
+        if out is not None and out.shape != shape:
+            return _Ready()
+        if bias is not None and (
+            bias.shape != whole[-1:] or bias.dtype != dtype or not bias.flags.c_contiguous
+        ):
+            return _Ready()
+        if not math.prod(shape) or not x1.shape[-1]:
+            plain = bias is not None or activation
+            return _Ready(shape, dtype, "plain" if plain else "empty")
+        if names[0] != names[1]:
+            return _Ready(shape, dtype, "cast")
+        views = [_view(x) for x in (x1, x2)]
+        strides = _c_strides(shape) if out is None else _elements(out)
+        if views[0] is None or views[1] is None or strides is None:
+            return _Ready()
+        first, second = _as_matrices(views[0], views[1])
+        result = View(whole, _with_axes(strides, x1.ndim == 1, x2.ndim == 1))
+        work = matrices.arrange(first, second, result, copied)
+        if isinstance(work, Copies):
+            helps = any(work) and not (copied and (work.first or work.second))
+            if copied and out is not None and out.flags.c_contiguous:
+                helps = False
+            return _Ready(shape, dtype, "copy" if helps else "plain", copies=work)
+        if work.swapped and bias is not None:  # the library adds it along the other axis
+            return _Ready()
+        sizes = (x1.itemsize, x2.itemsize, np.dtype(dtype).itemsize)
+        if work.swapped:
+            sizes = (sizes[1], sizes[0], sizes[2])
+        offsets = tuple((i * sizes[0], j * sizes[1], k * sizes[2]) for i, j, k in work.offsets)
+        problem = work.problem(
+            names[0],
+            np.dtype(dtype).name,
+            matrices.COMPUTE[names[0], self.precision],
+            matrices.EPILOGUES[bias is not None, activation],
+            self._product_schemes(sizes[2]),
+            self._product_alignment(x1, x2, out, bias, work.swapped, offsets),
+        )
+        try:
+            plan = lt.plan(problem)
+        except RefusedError as error:
+            return self._product_refused(error, bias, activation)
+        return _Ready(shape, dtype, "plan", plan, work.swapped, offsets)
+
+    def _product_schemes(self, itemsize: int) -> int:
+        """How long sums may be split. In the result only where the run asks for speed alone, and
+        where that rounds no partial sum to half precision."""
+        fast = self.numerics == "native" and itemsize >= 4
+        return matrices.APART | (matrices.IN_PLACE if fast else 0)
+
+    @staticmethod
+    def _product_alignment(
+        x1: Array,
+        x2: Array,
+        out: Array | None,
+        bias: Array | None,
+        swapped: bool,
+        offsets: tuple[tuple[int, int, int], ...],
+    ) -> tuple[int, int, int]:
+        """Alignments of the operands, as they are after an exchange, and of the result."""
+        a, b = (x2, x1) if swapped else (x1, x2)
+        bits = [0 if x is None else int(x.data.ptr) for x in (a, b, out)]
+        if bias is not None:
+            bits[2] |= int(bias.data.ptr)
+        for at in offsets:
+            bits = [x | o for x, o in zip(bits, at, strict=True)]
+        first, second, result = map(matrices.alignment, bits)
+        return first, second, result
+
+    # Without the library.
+    def _product_library(self) -> CublasLt | None:
+        """cuBLASLt on this GPU; None, with a warning at the first time, where it cannot be used."""
+        if self._library is None and self._library_problem is None:
+            try:
+                self._library = CublasLt(self.xp)
+            except LtError as error:
+                self._library_problem = str(error)
+                UNCAPTURABLE.update(MULTIPLY)
+                _warn(f"{error}; matrix products on {self.device} are CuPy's, without CUDA graphs")
+        return self._library
+
+    def _product_refused(self, error: RefusedError, bias: Array | None, activation: str) -> _Ready:
+        """A product that the library will not be asked for again."""
+        if bias is None and not activation:  # else the product without them comes next
+            UNCAPTURABLE.update(("matmul", "linear", "addmm"))
+            _warn(f"{error}; this product on {self.device} is CuPy's, without CUDA graphs")
+        return _Ready()
+
+    def _product_by_cupy(self, x1: Array, x2: Array, out: Array | None) -> Array:
+        self._set_cupy_precision()
+        if out is not None and self._is_array(x1) and out.dtype != x1.dtype:
+            return self._fill(out, self._product_by_cupy(x1, x2, None))
+        ndims = (getattr(x1, "ndim", 0), getattr(x2, "ndim", 0))
+        if ndims[0] > 2 and ndims[1] == 2 and x1.flags.c_contiguous:
+            # As one product of two matrices: CuPy copies transposed operands of batches.
+            rows = x1.reshape(math.prod(x1.shape[:-1]), x1.shape[-1])
+            shape = (*x1.shape[:-1], x2.shape[1])
+            if out is None:
+                return super().matmul(rows, x2).reshape(shape)
+            if out.shape == shape and out.flags.c_contiguous:
+                super().matmul(rows, x2, out=out.reshape(len(rows), shape[-1]))
+                return out
+        if max(ndims) > 2 and x1.dtype.name == x2.dtype.name == "bfloat16":
+            return self._product_one_by_one(x1, x2, out)
+        return super().matmul(x1, x2, out=out)
+
+    def _product_one_by_one(self, x1: Array, x2: Array, out: Array | None) -> Array:
+        """A batch of bfloat16, of which CuPy multiplies no more than one at a time."""
+        shapes = _result_shape(x1.shape, x2.shape)
+        if shapes is None or x1.ndim < 2 or x2.ndim < 2:
+            return super().matmul(x1, x2, out=out)
+        shape = shapes[0]
+        y = self.empty(shape, x1.dtype) if out is None else out
+        lead = shape[:-2]
+        x1 = self.broadcast_to(x1, (*lead, *x1.shape[-2:]))
+        x2 = self.broadcast_to(x2, (*lead, *x2.shape[-2:]))
+        for at in np.ndindex(*lead):
+            super().matmul(x1[at], x2[at], out=y[at])
+        return y
+
+    def _set_cupy_precision(self) -> None:
+        """CuPy's precision is a setting of the process, which starts as an environment variable
+        says; a product here has that of its backend."""
+        core = getattr(self.xp, "_core", None)
+        linalg = getattr(core, "_routines_linalg", None)
+        if linalg is not None:
+            fast = self.precision == "tf32"
+            kind = linalg.COMPUTE_TYPE_TF32 if fast else linalg.COMPUTE_TYPE_DEFAULT
+            linalg.set_compute_type(np.dtype(np.float32), kind)
+
+    # Einstein summation.
+    def _einsum_as_product(self, subscripts: str, x1: Array, x2: Array) -> Array | None:
+        """A sum over two operands as a batch of matrix products; None where it is none."""
+        left, _, result = subscripts.partition("->")
+        terms = left.split(",")
+        if any(len(set(term)) != len(term) for term in (*terms, result)):
+            return None
+        sizes: dict[str, int] = {}
+        for term, x in zip(terms, (x1, x2), strict=True):
+            if not self._is_array(x) or x.dtype.name not in matrices.TYPES or len(term) != x.ndim:
+                return None
+            for letter, n in zip(term, x.shape, strict=True):
+                if sizes.setdefault(letter, n) != n:
+                    return None
+        found = []
+        for mine, other, x in ((terms[0], terms[1], x1), (terms[1], terms[0], x2)):
+            alone = tuple(i for i, c in enumerate(mine) if c not in other and c not in result)
+            found.append(self.sum(x, axis=alone) if alone else x)
+        first, second = ("".join(c for c in t if c in result or c in o) for t, o in _pairs(terms))
+        batch = [c for c in first if c in second and c in result]
+        inner = [c for c in first if c in second and c not in result]
+        rows = [c for c in first if c not in second]
+        columns = [c for c in second if c not in first]
+
+        def spread(x: Array, term: str, *groups: list[str]) -> Array:
+            axes = [term.index(c) for group in groups for c in group]
+            lead = tuple(sizes[c] for c in batch)
+            joined = (math.prod(sizes[c] for c in group) for group in groups[1:])
+            return self.reshape(self.transpose(x, axes), (*lead, *joined))
+
+        y = self.matmul(
+            spread(found[0], first, batch, rows, inner),
+            spread(found[1], second, batch, inner, columns),
+        )
+        order = [*batch, *rows, *columns]
+        y = self.reshape(y, tuple(sizes[c] for c in order))
+        return self.transpose(y, [order.index(c) for c in result])
+
+
+def _pairs(terms: list[str]) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (terms[0], terms[1]), (terms[1], terms[0])
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def _result_shape(first: Shape, second: Shape) -> tuple[Shape, Shape] | None:
+    """The shape of a product, and with the axes that a vector lacks; None where there is none."""
+    if not first or not second:
+        return None
+    a = first if len(first) > 1 else (1, *first)
+    b = second if len(second) > 1 else (*second, 1)
+    if a[-1] != b[-2]:
+        return None
+    try:
+        lead = np.broadcast_shapes(a[:-2], b[:-2])
+    except ValueError:
+        return None
+    rows = a[-2:-1] if len(first) > 1 else ()
+    columns = b[-1:] if len(second) > 1 else ()
+    return (*lead, *rows, *columns), (*lead, a[-2], b[-1])
+
+
+def _common(first: np.dtype, second: np.dtype) -> np.dtype | None:
+    try:
+        return np.result_type(first, second)
+    except TypeError:  # float16 and bfloat16 have none
+        return None
+
+
+def _elements(x: Array) -> Shape | None:
+    """Strides in elements, where they are whole."""
+    size = x.itemsize
+    if any(s % size for s in x.strides):
+        return None
+    return tuple(s // size for s in x.strides)
+
+
+def _view(x: Array) -> View | None:
+    strides = _elements(x)
+    return None if strides is None else View(x.shape, strides)
+
+
+def _c_strides(shape: Shape) -> Shape:
+    found, step = [], 1
+    for n in reversed(shape):
+        found.append(step)
+        step *= n
+    return tuple(reversed(found))
+
+
+def _as_matrices(x1: View, x2: View) -> tuple[View, View]:
+    """A vector as a row (the first) or a column (the second)."""
+    if len(x1.shape) == 1:
+        x1 = View((1, *x1.shape), (0, *x1.strides))
+    if len(x2.shape) == 1:
+        x2 = View((*x2.shape, 1), (*x2.strides, 0))
+    return x1, x2
+
+
+def _with_axes(strides: Shape, row: bool, column: bool) -> Shape:
+    """Strides of a product with the axes that a vector lacks."""
+    if column:
+        strides = (*strides, 0)
+    return (*strides[:-1], 0, strides[-1]) if row else strides
