@@ -80,3 +80,6 @@ class Staging(Protocol):
         """The arrays that were put first, for work that is asked for from now on. They hold until
         the next ``take``."""
         ...
+
+    def clear(self) -> None:
+        """Forget what was put and not taken."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from gpubackprop.nn import Module, Parameter
 from gpubackprop.optim import Optimizer, clip_grad_norm_, clip_grad_value_
 from gpubackprop.training import nonfinite
 from gpubackprop.training.evaluation import Batch, tensors
+from gpubackprop.training.feeding import Feed
 
 
 class Step:
@@ -62,6 +63,13 @@ class Step:
         self._loose = not all(isinstance(p, Parameter) for p in optimizer.arena.parameters)
         self._numbers: Callable[..., Tensor] = self._looked_at
         self._change: Callable[..., None] = self._changed
+        self._staging = self.backend.staging()
+        self._feed = Feed((), self.backend, None)
+
+    def feed(self, batches: Iterable[Batch]) -> Feed:
+        """The batches, each copied to the device while the step before it runs."""
+        self._feed = Feed(batches, self.backend, self._staging)
+        return self._feed
 
     def compile(self) -> None:
         """Replay compiled steps from now on, where the network allows it. Every step is a replay,
@@ -94,7 +102,10 @@ class Step:
         -------
         cost, finite : the mean cost, and whether it and every gradient are finite.
         """
-        numbers = self._numbers(*tensors(batch, self.backend)).tolist()
+        looked_at = self._numbers(*self._feed.tensors(batch))
+        arrived = self.backend.fetch(looked_at.array)
+        self._feed.look_ahead()  # the device has its work: the time to prepare the next
+        numbers = arrived().tolist()
         # A sum of squares overflows long before the gradients do.
         finite = math.isfinite(sum(numbers)) or (
             math.isfinite(numbers[0]) and nonfinite.gradients_finite(self.optimizer)

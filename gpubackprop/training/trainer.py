@@ -267,7 +267,7 @@ class Trainer:
         run, steps, every = self.run, len(self.loader), self.checkpoint_steps
         self.progress.begin(run.epoch + 1, epochs, steps, run.batch)
         with np.errstate(all="ignore"):  # what is not finite is looked for, and named
-            for batch in self.loader.batches(run.epoch, run.batch):
+            for batch in self._step.feed(self.loader.batches(run.epoch, run.batch)):
                 value = self.update(batch)
                 n = len(batch[-1])
                 run.batch += 1

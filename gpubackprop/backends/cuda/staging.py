@@ -7,6 +7,7 @@ written again only after an event that says that the copy is done.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -103,6 +104,19 @@ class CudaStaging:
             stream.wait_event(slot.copied)
             self._taken = slot
         return arrays
+
+    def clear(self) -> None:
+        with self._gpu:
+            stream = self._cupy.cuda.get_current_stream()
+            while self._coming:
+                slot, _ = self._coming.popleft()
+                stream.wait_event(slot.copied)
+                self._free.append(slot)
+
+    def __del__(self) -> None:
+        # Memory goes back to its pools; no copy may still be at it.
+        with contextlib.suppress(Exception):
+            self.clear()
 
     def _views(
         self, slot: Slot, arrays: Sequence[np.ndarray]
