@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gpubackprop.autograd import Tensor
+from gpubackprop.autograd import Tensor, precision
 from gpubackprop.autograd.tape import STATE
 from gpubackprop.backends import Backend, get_backend, live
 from gpubackprop.compile.checking import check_replay
@@ -101,7 +101,7 @@ class Compiled:
                 # less time than to work out what the arguments are.
                 entry = self._usual
                 if entry is not None and not kwargs:
-                    arrays = entry.arrays(args, STATE.recording)
+                    arrays = entry.arrays(args, (STATE.recording, precision.current()))
                     if arrays is not None and entry.ready():
                         return self._replayed(entry, args, arrays)
                 return self._called(args, kwargs)
@@ -113,7 +113,7 @@ class Compiled:
         constants: list[Any] = []
         pattern = take_out((args, kwargs), given, constants)
         backend = self._backend(given)
-        key: list[Any] = [backend, STATE.recording, tuple(constants)]
+        key: list[Any] = [backend, (STATE.recording, precision.current()), tuple(constants)]
         arrays = []
         for x in given:
             if isinstance(x, Tensor):

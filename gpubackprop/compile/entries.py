@@ -18,7 +18,8 @@ class Entry:
 
     Attributes
     ----------
-    key : shapes, dtypes and constants of the arguments.
+    key : device; whether gradients are recorded, and the precision; constants, then shape and
+        dtype of each array among the arguments.
     outcome, guards : the latest recording, and what it takes for granted.
     replay : the compiled step, once two recordings agreed.
     state : what the next call does.
@@ -35,11 +36,11 @@ class Entry:
         self.calls = 0
         self.checked: str = "not compared with the eager step"
 
-    def arrays(self, args: Sequence[Any], recording: bool) -> list[Any] | None:
+    def arrays(self, args: Sequence[Any], now: tuple[bool, str]) -> list[Any] | None:
         """The arrays of arguments that are tensors like those of this entry; None where one is
-        something else."""
+        something else, or gradients are recorded or products made in another way."""
         backend, mode, _, *tensors = self.key
-        if len(args) != len(tensors) or mode is not recording:
+        if len(args) != len(tensors) or mode != now:
             return None
         found = []
         for x, like in zip(args, tensors, strict=True):
@@ -139,4 +140,8 @@ def _changed(before: Any, now: Any) -> str:
     for a, b in zip(before[2], now[2], strict=False):
         if a != b:
             return f"an argument is {b[1]!r} where it was {a[1]!r}"
-    return "gradients are recorded, or no longer" if before[1] != now[1] else "another device"
+    if before[1] == now[1]:
+        return "another device"
+    if before[1][1] != now[1][1]:
+        return f"the precision is {now[1][1]!r} where it was {before[1][1]!r}"
+    return "gradients are recorded, or no longer"
