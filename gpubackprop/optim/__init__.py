@@ -4,6 +4,7 @@ from gpubackprop.optim import schedules
 from gpubackprop.optim.algorithms import SGD, Adagrad, Adam, AdamW, RMSprop
 from gpubackprop.optim.clip import clip_grad_norm_, clip_grad_value_, grad_norm
 from gpubackprop.optim.optimizer import Optimizer
+from gpubackprop.optim.scaler import GradScaler
 from gpubackprop.optim.scheduler import Scheduler
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "GradScaler",
     "Optimizer",
     "RMSprop",
     "Scheduler",

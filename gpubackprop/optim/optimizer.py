@@ -15,6 +15,7 @@ from gpubackprop.errors import ConfigError, DTypeError, GradientError
 from gpubackprop.nn.arena import Arena, Section
 from gpubackprop.nn.module import Module
 from gpubackprop.optim.ranges import Range
+from gpubackprop.optim.skips import SkippedSteps
 from gpubackprop.suggest import unknown
 
 Group = dict[str, Any]
@@ -56,6 +57,7 @@ class Optimizer:
         self.param_groups: list[Group] = []
         self.arena = Arena(())
         self._steps: list[list[int]] = []  # of each section's parameters
+        self._skips: list[SkippedSteps] | None = None  # likewise, once a step could be skipped
         self._bounds: list[list[tuple[int, int]]] = []  # of each group in each section
         groups = self._as_groups(params)
         if not groups:
@@ -142,6 +144,7 @@ class Optimizer:
 
     def _lay_out(self) -> None:
         """Put all groups into one arena, each in a stretch of its own, and take the state along."""
+        self._fold_skips()
         old_places, old_steps = self.arena.places, self._steps
         sections = self.arena.sections
         steps = {
@@ -191,12 +194,16 @@ class Optimizer:
                     array = p.backend.zeros(p.shape, p.dtype)
                     p.grad = Tensor(array, p.backend)
 
-    def step(self, closure: Closure | None = None) -> Any:
+    def step(self, closure: Closure | None = None, *, scale: Any = None, skip: Any = None) -> Any:
         """Update every parameter that has a gradient; the others stay as they are.
 
         Parameters
         ----------
         closure : computes the loss anew (gradients included); its result is returned.
+        scale : multiplies every gradient, which itself stays as it is: a number, or a 0-d array of
+            the device.
+        skip : a 0-d array of booleans, of the device: where it is true, parameters, state and step
+            counts stay as they are. Nobody waits for it.
 
         Raises
         ------
@@ -213,13 +220,38 @@ class Optimizer:
                 f"{self._name}.step: no parameter has a gradient; call backward() on the loss first"
             )
         sections = self.arena.sections
-        keys = self._count(present)
+        keys: list[Any] = self._count(present)
+        if skip is not None or self._skips is not None:
+            skips = self.count_skips()
+            if skip is not None:
+                for counts, has in zip(skips, present, strict=True):
+                    counts.note(has, skip)
+            keys = [counts.keys(steps) for counts, steps in zip(skips, keys, strict=True)]
+        given = {"scale": scale, "skip": skip}
+        further = {name: value for name, value in given.items() if value is not None}
         for group, bounds in zip(self.param_groups, self._bounds, strict=True):
-            options, slots = self._live_options(group), self.slots(group)
+            options, slots = {**self._live_options(group), **further}, self.slots(group)
             for section, key, (first, last) in zip(sections, keys, bounds, strict=True):
                 if first < last:
                     self._update(section, key, first, last, group, slots, options)
         return loss
+
+    def count_skips(self) -> list[SkippedSteps]:
+        """The counts of skipped steps, made when first asked for: one for each section."""
+        sections = self.arena.sections
+        if self._skips is not None and any(
+            counts.backend is not s.backend for counts, s in zip(self._skips, sections, strict=True)
+        ):
+            self._fold_skips()  # the parameters were moved
+        if self._skips is None:
+            self._skips = [SkippedSteps(section) for section in sections]
+        return self._skips
+
+    def _fold_skips(self) -> None:
+        """Take the steps that were skipped off those that were counted."""
+        for counts, steps in zip(self._skips or (), self._steps, strict=False):
+            steps[:] = [n - skipped for n, skipped in zip(steps, counts.read(), strict=True)]
+        self._skips = None
 
     def _count(self, present: list[list[bool]]) -> list[list[int | None]]:
         """Count a step of every parameter that has a gradient; each one's number, or None."""
@@ -276,20 +308,23 @@ class Optimizer:
     def _update(
         self,
         section: Section,
-        keys: list[int | None],
+        keys: list[Any],
         first: int,
         last: int,
         group: Group,
         slots: tuple[str | None, ...],
         options: dict[str, Any],
     ) -> None:
-        backend = section.backend
+        backend, skips = section.backend, self._skips
         kernel = getattr(backend, self.kernel)
         buffers = [None if s is None else self._slot(section, s) for s in slots]
         # Padding stays zero under every update, except where 0 / (sqrt(0) + eps) is 0 / 0.
         eps = options.get("eps", 1.0)
         exact = section.dtype.type(eps) == 0
-        for start, stop, step in section.spans(keys, first, last, exact=exact):
+        for start, stop, key in section.spans(keys, first, last, exact=exact):
+            step: Any = key
+            if skips is not None:
+                step = skips[self.arena.sections.index(section)].taken(step)
             grad = section.grads[start:stop]
             if group["maximize"]:
                 grad = backend.negative(grad)

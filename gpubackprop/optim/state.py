@@ -39,8 +39,9 @@ def save(optimizer: Optimizer) -> dict[str, Any]:
     """See :meth:`gpubackprop.optim.Optimizer.state_dict`."""
     optimizer.arena.gather()
     state: dict[int, dict[str, Any]] = {}
+    skipped = [counts.read() for counts in optimizer._skips or ()]
     for number, group, section, i, at in _places(optimizer):
-        step = optimizer._steps[at][i]
+        step = optimizer._steps[at][i] - (skipped[at][i] if skipped else 0)
         if step:
             state[number] = {"step": step}
             for name in filter(None, optimizer.slots(group)):
@@ -74,8 +75,11 @@ def snapshot(optimizer: Optimizer) -> Callable[[], None]:
         for buffer in (section.values, section.grads, *section.slots.values())
     ]
     steps = [list(counts) for counts in optimizer._steps]
+    skips = [counts.snapshot() for counts in optimizer._skips or ()]
 
     def restore() -> None:
+        for put_back in skips:
+            put_back()
         for backend, buffer, copy in kept:
             backend.copyto(buffer, copy)
         for t in optimizer.arena.parameters:
@@ -114,6 +118,8 @@ def load(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     optimizer.arena.gather()
     for section in optimizer.arena.sections:
         section.slots.clear()
+    for counts in optimizer._skips or ():
+        counts.clear()
     for number, _, section, i, at in _places(optimizer):
         optimizer._steps[at][i] = steps.get(number, 0)
         for slot, array in arrays.get(number, {}).items():
