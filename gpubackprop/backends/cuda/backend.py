@@ -71,6 +71,7 @@ class CUDABackend(
     """
 
     has_tf32 = True
+    faster_undetermined = frozenset({"scatter_take"})
     precision = ProductPrecision()
 
     def __init__(self, index: int = 0, numerics: Numerics = "deterministic") -> None:
@@ -95,6 +96,9 @@ class CUDABackend(
                 return kernel(*arguments, **options)
 
         return run
+
+    def with_numerics(self, numerics: Numerics) -> CUDABackend:
+        return self if numerics == self.numerics else CUDABackend(self.index, numerics)
 
     def synchronize(self) -> None:
         self._gpu.synchronize()
@@ -260,6 +264,10 @@ class CUDABackend(
         lead, trail = dy.shape[:axis], dy.shape[axis + indices.ndim :]
         indices = self._indices(indices)
         count = indices.size
+        if self.numerics == "native" and not lead and dy.dtype.name in ("float32", "float64"):
+            out = self.zeros((size, *trail), dy.dtype)
+            self.xp.add.at(out, indices, dy)  # atomics: the terms come in any order
+            return out
         keys = self.empty((count,), np.int64)
         if count:
             template = (sources.INDICES[indices.dtype.name],)

@@ -2,7 +2,7 @@
 matrix product.
 
 The columns of a few images at a time, so that their buffer stays within ``COLUMNS`` bytes however
-large the batch is. No product has a transposed batch of matrices, which CuPy would copy.
+large the batch is. Groups are the batch of one product, which reads and writes them where they lie.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gpubackprop.backends.array_backend import windows_along
 from gpubackprop.backends.convolution import Padding
 from gpubackprop.backends.cuda import geometry
-from gpubackprop.backends.cuda.arrays import DeviceArrays
+from gpubackprop.backends.cuda.products import CudaProducts
 from gpubackprop.backends.primitives import Array, Shape
 
 AXES = 3  # spatial axes of the kernels
@@ -75,7 +75,7 @@ def windows_of(
     )
 
 
-class CudaConvolution(DeviceArrays):
+class CudaConvolution(CudaProducts):
     """Overrides of the kernels of ``convolution.py``."""
 
     def conv(
@@ -97,12 +97,12 @@ class CudaConvolution(DeviceArrays):
         for block in self._blocks(w, x):
             columns, part = self._seen(w, x[block]), y[block]
             if groups == 1:
-                self.matmul(columns[0], matrix[0], out=part.reshape(-1, outputs))
+                rows = part.reshape(-1, outputs)
+                self._product_and_bias(columns[0], matrix[0], bias, out=rows)
             else:
-                rows = self._batched(columns, matrix)
                 split = part.reshape(-1, groups, outputs // groups)
-                self.copyto(split, self.transpose(rows, (1, 0, 2)))
-        return y if bias is None else self.add(y, bias, out=y)
+                self.matmul(columns, matrix, out=self.transpose(split, (1, 0, 2)))
+        return y if bias is None or groups == 1 else self.add(y, bias, out=y)
 
     def conv_transpose(
         self,
@@ -127,14 +127,9 @@ class CudaConvolution(DeviceArrays):
         dy = self._packed(dy)
         for block in self._blocks(w, dy):
             part, cotangent = dx[block], dy[block].reshape(-1, groups, per_group)
-            if groups == 1:
-                columns = self.matmul(cotangent.reshape(-1, outputs), matrix[0])
-            else:
-                by_group = self._packed(self.transpose(cotangent, (1, 0, 2)))
-                columns = self._batched(by_group, matrix)
-            if w.plain:
-                self.copyto(part, columns.reshape(part.shape))
-            else:
+            target = part.reshape(1, -1, w.width) if w.plain else None
+            columns = self.matmul(self.transpose(cotangent, (1, 0, 2)), matrix, out=target)
+            if not w.plain:
                 self._launch("col2im", w, columns, part, part)
         return dx
 
@@ -157,13 +152,13 @@ class CudaConvolution(DeviceArrays):
         x, dy = self._packed(x), self._packed(dy)
         total: Array = None
         for block in self._blocks(w, x):
-            columns, cotangent = self._seen(w, x[block]), dy[block].reshape(-1, outputs)
-            if groups == 1:
-                found = self.matmul(self.transpose(cotangent), columns[0])
+            columns = self._seen(w, x[block])
+            split = dy[block].reshape(-1, groups, outputs // groups)
+            cotangent = self.transpose(split, (1, 2, 0))
+            if total is None:
+                total = self.matmul(cotangent, columns)
             else:
-                split = cotangent.reshape(-1, groups, outputs // groups)
-                found = self._batched(self._packed(self.transpose(split, (1, 2, 0))), columns)
-            total = found if total is None else self.add(total, found, out=total)
+                total = self.addmm(total, cotangent, columns, out=total)
         apart = self.transpose(total.reshape(outputs, -1, channels), (0, 2, 1))
         return self._packed(apart).reshape(shape)
 
@@ -189,13 +184,3 @@ class CudaConvolution(DeviceArrays):
         numbers = (images.shape[0], w.channels, w.groups, *w.axes)
         element, launch = self._element(result), geometry.over(result.size)
         self.kernels.launch(kernel, (element,), launch, given, result, *numbers)
-
-    def _batched(self, x1: Array, x2: Array) -> Array:
-        """A product for each group."""
-        if x1.dtype.kind == "f":
-            return self.matmul(x1, x2)
-        # CuPy multiplies no batches of bfloat16.
-        out = self.empty((*x1.shape[:2], x2.shape[2]), x1.dtype)
-        for i in range(x1.shape[0]):
-            self.matmul(x1[i], x2[i], out=out[i])
-        return out
