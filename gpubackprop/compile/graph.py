@@ -90,21 +90,21 @@ class OneLaunch:
         CompileError
             The launch is wanted and cannot be had.
         """
-        if self.reason is not None:
-            return False
-        if self._warm < WARM_UPS:
+        if self.reason is None and self._warm < WARM_UPS:
             self._warm += 1
             return False
         numbers = replay.numbers
-        if self._captured is None or self._values != [numbers[i] for i in self._fixed]:
+        if self.reason is None and (
+            self._captured is None or self._values != [numbers[i] for i in self._fixed]
+        ):
             self._capture(replay)
-            if self._captured is None:
-                if self._wanted:
-                    raise CompileError(
-                        f"compile: graph=True, but the step cannot be one launch: {self.reason}. "
-                        "Leave the option out to run it call by call"
-                    )
-                return False
+        if self._captured is None:
+            if self._wanted:
+                raise CompileError(
+                    f"compile: graph=True, but the step cannot be one launch: {self.reason}. Leave "
+                    "the option out to run it call by call"
+                )
+            return False
         if self._numbers is not None:
             self._numbers.fill([numbers[i] for i in self._places])
         self._captured.launch()
