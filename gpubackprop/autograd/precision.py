@@ -19,6 +19,7 @@ import numpy as np
 
 from gpubackprop.autograd import tape
 from gpubackprop.autograd.tape import STATE, Operation, apply
+from gpubackprop.backends import Backend
 from gpubackprop.backends import precision as products
 from gpubackprop.backends.precision import check, half_dtype
 
@@ -166,21 +167,24 @@ class _Note:
         """``apply(op, *inputs, **params)``."""
         STATE.policy = None
         for x in inputs:
-            if isinstance(x, tape.TENSOR) and not x.backend.has_tf32:
-                tell(self.name, x.backend.device)
+            if isinstance(x, tape.TENSOR):
+                words = shortfall(self.name, x.backend)
+                if words is not None:
+                    warnings.warn(words, UserWarning, stacklevel=3)
                 break
         return apply(op, *inputs, **params)
 
 
-_TOLD: set[tuple[str, str]] = set()
+_TOLD: set[str] = set()
 
 
-def tell(name: str, device: str) -> None:
-    """Warn, once for each device, that a precision means float32 there."""
-    if (name, device) not in _TOLD:
-        _TOLD.add((name, device))
-        words = f"precision {name!r} means float32 on {device}, which has no such products"
-        warnings.warn(words, UserWarning, stacklevel=4)
+def shortfall(name: str, backend: Backend) -> str | None:
+    """That a precision means float32 on a device, in words; None where it does not, and where that
+    has been said."""
+    if name != "tf32" or backend.has_tf32 or backend.device in _TOLD:
+        return None
+    _TOLD.add(backend.device)
+    return f"precision {name!r} means float32 on {backend.device}, which has no such products"
 
 
 class _Precision(ContextDecorator, AbstractContextManager):

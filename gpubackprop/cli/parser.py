@@ -81,7 +81,7 @@ def add_set(parser: Parser, example: str) -> None:
     )
 
 
-TRAIN_OPTIONS = ("epochs", "batch_size", "accumulate", "dtype", "seed")
+TRAIN_OPTIONS = ("epochs", "batch_size", "precision", "accumulate", "dtype", "seed")
 """Options of commands that stand for a key of a recipe's table ``[train]``."""
 
 

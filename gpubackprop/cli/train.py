@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpubackprop import recipes
+from gpubackprop.autograd.precision import shortfall
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.cli import folders, pictures
@@ -45,6 +46,11 @@ def add_arguments(parser: Parser) -> None:
     add_device(parser)
     parser.add_argument("--epochs", type=whole_number, metavar="N", help="how many epochs in all")
     parser.add_argument("--seed", type=seed, metavar="S", help="of weights, order and dropout")
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        help="of products: float32 (default), tf32, bf16-mixed or fp16-mixed",
+    )
     parser.add_argument(
         "--accumulate",
         type=whole_number,
@@ -85,6 +91,9 @@ def run(options: argparse.Namespace) -> int:
         data_dir = data_dir or info.get("data_dir")
         _say_what_changes(recipe, info, choice.device, not options.no_compile)
     note(f"{recipe.name} on {choice.device} ({choice.reason})")
+    words = shortfall(recipe.train.precision or "float32", get_backend(choice.device))
+    if words is not None:
+        note(words)
     job = recipes.build(recipe, device=choice.device, data_dir=data_dir)
     # Only now, when nothing stands in the way any more.
     out = folders.fresh(recipe.name) if chosen is None else chosen
@@ -205,6 +214,7 @@ def _summary(job: Job, result: FitResult, device: str, out: Path) -> dict[str, A
     finite = test.loss == test.loss and abs(test.loss) != float("inf")
     return {
         "recipe": job.recipe.name,
+        "precision": job.recipe.train.precision or "float32",
         "device": device,
         "backend": get_backend(device).name,
         "seed": job.recipe.train.seed,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gpubackprop.backends.precision import PRECISIONS
 from gpubackprop.data import DATASETS
 from gpubackprop.data.arguments import MAX_SEED
 from gpubackprop.data.augment import MAX_CROP, PADDINGS
@@ -46,13 +47,15 @@ TRAIN: dict[str, Option] = {
     "keep_best": Option(bool, False),
     "clip_norm": Option(float, None, above=0.0, most=1e9),
     "clip_value": Option(float, None, above=0.0, most=1e9),
+    "precision": Option(str, None, choices=PRECISIONS),
     "accumulate": Option(int, None, least=1, most=1_000_000),
     "checkpoint_steps": Option(int, None, least=1, most=1_000_000_000),
     "eval_batch_size": Option(int, 1000, least=1, most=1_000_000),
 }
 """What ``[train]`` may hold. ``validation`` is the share of the training part that is set aside to
-watch; without it the test part is watched, and nothing may be chosen by it. ``accumulate`` cuts
-each batch into that many pieces that are computed one after the other."""
+watch; without it the test part is watched, and nothing may be chosen by it. ``precision`` is
+``"float32"`` where it is not given. ``accumulate`` cuts each batch into that many pieces that are
+computed one after the other."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Train:
     keep_best: bool
     clip_norm: float | None
     clip_value: float | None
+    precision: str | None
     accumulate: int | None
     checkpoint_steps: int | None
     eval_batch_size: int
@@ -283,6 +287,13 @@ def _train(place: Place, raw: Any) -> Train:
         raise place.error(
             f"accumulate = {train.accumulate} cuts batches of {train.batch_size} samples "
             "(batch_size) into pieces of less than one"
+        )
+    if train.precision == "float32":
+        train = replace(train, precision=None)  # what it is where it is not given
+    if (train.precision or "").endswith("-mixed") and train.dtype != "float32":
+        raise place.error(
+            f"precision = {train.precision!r} keeps the parameters in float32, but dtype is "
+            f"{train.dtype!r}; leave dtype out"
         )
     chooses = train.patience is not None or train.keep_best
     if chooses and not train.validation:

@@ -34,6 +34,7 @@ def make_trainer(job: Job, **options: Any) -> Trainer:
         schedule=None if constant else job.schedule,
         clip_norm=train.clip_norm,
         clip_value=train.clip_value,
+        precision=train.precision or "float32",
         accumulate=train.accumulate or 1,
         stopping=stopping,
         checkpoint_steps=train.checkpoint_steps,

@@ -120,7 +120,7 @@ def line(figures: Mapping[str, Any], epochs: int, watched: str) -> str:
     width = len(str(epochs))
     parts = [
         f"epoch {figures['epoch']:>{width}}/{epochs}",
-        f"train loss {short(figures['train_loss'])}",
+        f"train loss {short(figures['train_loss'])}" if figures["train_loss"] is not None else "-",
     ]
     if figures.get("val_loss") is not None:
         parts.append(f"{watched} loss {short(figures['val_loss'])}")

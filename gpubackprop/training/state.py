@@ -18,6 +18,7 @@ from gpubackprop.errors import CheckpointError
 from gpubackprop.nn import Module
 from gpubackprop.optim import Optimizer
 from gpubackprop.training.checkpoint import Checkpoint
+from gpubackprop.training.numerics import Numerics
 from gpubackprop.training.stopping import EarlyStopping
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -35,7 +36,7 @@ class RunState:
     batch : batches done in the epoch after those.
     step : updates done in all.
     samples : training samples seen in all.
-    epoch_samples, epoch_loss : samples seen in this epoch and the sum of their costs.
+    epoch_samples, epoch_loss : samples of this epoch that had a cost, and the sum of their costs.
     epoch_seconds : time spent in this epoch.
     seconds : time spent in all, validation and checkpoints included.
     train_seconds : time spent on updates alone.
@@ -86,6 +87,7 @@ def pack(
     model: Module,
     optimizer: Optimizer,
     stopping: EarlyStopping | None,
+    numerics: Numerics,
     best: Mapping[str, np.ndarray[Any, Any]] | None,
     attached: Mapping[str, np.ndarray[Any, Any]],
     config: Mapping[str, Any],
@@ -95,7 +97,7 @@ def pack(
 
     Parameters
     ----------
-    run, model, optimizer, stopping, best : its state.
+    run, model, optimizer, stopping, numerics, best : its state.
     attached : further arrays to keep with the weights.
     config : what must be the same when the run is resumed.
     info : what is kept for a reader.
@@ -122,6 +124,7 @@ def pack(
         "optimizer": {**state, "state": plain},
         "random": model.random_state(),
         "stopping": None if stopping is None else stopping.state(),
+        "precision": numerics.state(),
     }
     return Checkpoint(meta, tensors)
 
@@ -132,6 +135,7 @@ def unpack(
     model: Module,
     optimizer: Optimizer,
     stopping: EarlyStopping | None,
+    numerics: Numerics,
 ) -> Arrays | None:
     """Put a run where a checkpoint stands; the opposite of :func:`pack`.
 
@@ -161,6 +165,7 @@ def unpack(
         entry[name] = array
     if (stopping is None) != (meta.get("stopping") is None):
         raise CheckpointError("the checkpoint was made with other settings of early stopping")
+    numerics.load(meta.get("precision"))
     run.load(meta.get("progress"), meta.get("history"))
     model.load_state_dict(groups[MODEL])
     optimizer.load_state_dict({**saved, "state": state})

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from gpubackprop.autograd import Tensor
 from gpubackprop.errors import ConfigError
 from gpubackprop.nn import Module, Parameter
-from gpubackprop.optim import Optimizer, clip_grad_norm_, clip_grad_value_
-from gpubackprop.training import nonfinite
+from gpubackprop.optim import Optimizer
 from gpubackprop.training.evaluation import Batch, tensors
 from gpubackprop.training.feeding import Feed
+from gpubackprop.training.numerics import Numerics
 
 
 class Step:
@@ -29,6 +26,7 @@ class Step:
         weighted by its share of the samples, add up to the gradient of the whole batch, with the
         memory of one piece.
     batch_size : samples of a full batch.
+    numerics : the precision.
 
     Notes
     -----
@@ -44,6 +42,7 @@ class Step:
         optimizer: Optimizer,
         accumulate: int,
         batch_size: int,
+        numerics: Numerics,
     ) -> None:
         if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
             raise ConfigError(
@@ -55,6 +54,7 @@ class Step:
                 "pieces of less than one; choose at most the batch size"
             )
         self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.numerics = numerics
         self.piece = -(-batch_size // accumulate)
         self.whole = accumulate == 1
         self.backend = optimizer.arena.parameters[0].backend
@@ -78,7 +78,7 @@ class Step:
 
         self._numbers = api.compile(self._looked_at, strict=False, rehearse=self._rehearse)
         self._change = api.compile(
-            self._changed, strict=False, device=self.backend, rehearse=self.optimizer.snapshot
+            self._changed, strict=False, device=self.backend, rehearse=self.numerics.snapshot
         )
 
     def _rehearse(self) -> Callable[[], None]:
@@ -100,53 +100,42 @@ class Step:
 
         Returns
         -------
-        cost, finite : the mean cost, and whether it and every gradient are finite.
+        cost, finite : the mean cost, and whether it and every gradient are finite (or the step is
+            one that is skipped).
         """
-        looked_at = self._numbers(*self._feed.tensors(batch))
+        with self.numerics.within:
+            looked_at = self._numbers(*self._feed.tensors(batch))
         arrived = self.backend.fetch(looked_at.array)
         self._feed.look_ahead()  # the device has its work: the time to prepare the next
-        numbers = arrived().tolist()
-        # A sum of squares overflows long before the gradients do.
-        finite = math.isfinite(sum(numbers)) or (
-            math.isfinite(numbers[0]) and nonfinite.gradients_finite(self.optimizer)
-        )
-        return numbers[0], finite
+        cost, *seen = arrived().tolist()
+        return cost, self.numerics.finite(cost, seen)
 
     def _looked_at(self, *batch: Tensor) -> Tensor:
-        """The cost of a batch and the sum of squares of each gradient buffer, so that they are read
-        from the device at once."""
+        """The cost of a batch and what tells whether its gradients are finite, so that they are
+        read from the device at once."""
         kernels = self.backend
         parts = [kernels.reshape(self.run(batch), (1,))]
         if self._loose:
             self.optimizer.arena.gather()
-        for g in self.optimizer.arena.grads:
-            parts.append(kernels.reshape(kernels.matmul(g, g), (1,)))
-        return Tensor(kernels.concatenate(parts), kernels)
+        return Tensor(kernels.concatenate([*parts, *self.numerics.look()]), kernels)
 
     def update(self, clip_value: float | None, clip_norm: float | None) -> None:
         """Clip the gradients and update the parameters."""
         self._change(clip_value, clip_norm)
 
     def _changed(self, clip_value: float | None, clip_norm: float | None) -> None:
-        if clip_value is not None:
-            clip_grad_value_(self.optimizer, clip_value)
-        if clip_norm is not None:
-            clip_grad_norm_(self.optimizer, clip_norm)
-        self.optimizer.step()
+        self.numerics.update(clip_value, clip_norm)
 
     def run(self, batch: Batch | Sequence[Tensor]) -> Any:
         """Forward and backward pass over every piece; the mean cost, an array of one element."""
         kernels, total = self.backend, None
         self.optimizer.zero_grad()
-        for share, piece in self.pieces(batch):
-            *inputs, target = piece
-            loss = self.loss(self.model(*inputs), target)
-            if share == 1.0:
-                loss.backward()
-                return loss.array
-            loss.backward(np.full(loss.shape, share))
-            part = kernels.multiply(loss.array, share)
-            total = part if total is None else kernels.add(total, part)
+        with self.numerics.within:
+            for share, piece in self.pieces(batch):
+                *inputs, target = piece
+                loss = self.loss(self.model(*inputs), target)
+                part = self.numerics.backward(loss, share)
+                total = part if total is None else kernels.add(total, part)
         return total
 
     def pieces(self, batch: Batch | Sequence[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:

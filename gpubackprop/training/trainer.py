@@ -17,13 +17,14 @@ from gpubackprop.backends import live
 from gpubackprop.data import DataLoader
 from gpubackprop.errors import CheckpointError, ConfigError, NonFiniteError
 from gpubackprop.nn import Module
-from gpubackprop.optim import Optimizer, Scheduler
+from gpubackprop.optim import GradScaler, Optimizer, Scheduler
 from gpubackprop.optim.schedules import Schedule
 from gpubackprop.training import nonfinite, room
 from gpubackprop.training.checkpoint import CheckpointFolder
 from gpubackprop.training.evaluation import Batch, evaluate, tensors
 from gpubackprop.training.files import append, write_atomic
 from gpubackprop.training.interrupt import Guard, Interrupted
+from gpubackprop.training.numerics import Numerics
 from gpubackprop.training.progress import Progress
 from gpubackprop.training.result import FitResult
 from gpubackprop.training.state import RunState, differences, pack, unpack
@@ -46,6 +47,10 @@ class Trainer:
     accuracy : whether the targets are classes, so that accuracy can be counted.
     schedule : factor of the learning rate as a function of the step.
     clip_norm, clip_value : bounds of the gradients' global norm and of each element.
+    precision : ``"float32"``, ``"tf32"``, ``"bf16-mixed"`` or ``"fp16-mixed"``: see
+        :func:`gpubackprop.precision`. Training and the looks at the validation samples run in it.
+    scaler : the scale of the loss under ``"fp16-mixed"``; by default a new one, with PyTorch's
+        settings.
     accumulate : cut each batch into so many pieces, one after the other, whose gradients add up to
         that of the batch: the memory of a piece, the update of the whole. See :class:`Step`.
     stopping : watches the validation figures and keeps the best weights.
@@ -87,6 +92,8 @@ class Trainer:
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        precision: str = "float32",
+        scaler: GradScaler | None = None,
         accumulate: int = 1,
         stopping: EarlyStopping | None = None,
         progress: Progress | None = None,
@@ -114,7 +121,10 @@ class Trainer:
         self.folder = None if out is None else CheckpointFolder(Path(out))
         self.checkpoint_steps = checkpoint_steps
         self.config, self.info, self.attached = config or {}, info or {}, attached or {}
-        self._step = Step(model, self._cost, optimizer, accumulate, loader.batch_size)
+        self.numerics = Numerics(precision, optimizer, scaler)
+        self._step = Step(
+            model, self._cost, optimizer, accumulate, loader.batch_size, self.numerics
+        )
         if compile:
             self._step.compile()
         self.backend = self._step.backend
@@ -152,7 +162,9 @@ class Trainer:
                 f"{changed[0]}{more}"
             )
         try:
-            self._best = unpack(checkpoint, self.run, self.model, self.optimizer, self.stopping)
+            self._best = unpack(
+                checkpoint, self.run, self.model, self.optimizer, self.stopping, self.numerics
+            )
         except CheckpointError as error:
             raise CheckpointError(f"{self.folder.manifest}: {error}") from None
         if self.run.batch > len(self.loader):
@@ -189,14 +201,8 @@ class Trainer:
         with room.for_saving():
             self.folder.write(
                 pack(
-                    self.run,
-                    self.model,
-                    self.optimizer,
-                    self.stopping,
-                    self._best,
-                    self.attached,
-                    self.config,
-                    self.info,
+                    *(self.run, self.model, self.optimizer, self.stopping, self.numerics),
+                    *(self._best, self.attached, self.config, self.info),
                 )
             )
 
@@ -272,8 +278,9 @@ class Trainer:
                 n = len(batch[-1])
                 run.batch += 1
                 run.samples += n
-                run.epoch_samples += n
-                run.epoch_loss += value * n
+                if math.isfinite(value):  # a step that was skipped may have had no cost
+                    run.epoch_samples += n
+                    run.epoch_loss += value * n
                 self.progress.batch(value)
                 if self._guard.signum:
                     self._tick(training=True)
@@ -349,19 +356,15 @@ class Trainer:
             "epoch": run.epoch + 1,
             "step": run.step,
             "lr": rates[0] if len(set(rates)) == 1 else rates,
-            "train_loss": run.epoch_loss / run.epoch_samples,
+            "train_loss": run.epoch_loss / run.epoch_samples if run.epoch_samples else None,
             "val_loss": None,
             "val_accuracy": None,
+            **self.numerics.figures(),
         }
         if self.validation is not None:
-            found = evaluate(
-                self.model,
-                self.loss,
-                self.validation.batches(0),
-                self.backend,
-                accuracy=self.accuracy,
-                poll=self._poll,
-            )
+            given = (self.model, self.loss, self.validation.batches(0), self.backend)
+            with self.numerics.within:
+                found = evaluate(*given, accuracy=self.accuracy, poll=self._poll)
             figures["val_loss"] = found.loss if math.isfinite(found.loss) else None
             figures["val_accuracy"] = found.accuracy
         return figures
