@@ -107,6 +107,12 @@ class Composites(Primitives):
         y = self.matmul(x, self.transpose(weight))
         return y if bias is None else self.add(y, bias)
 
+    def addmm(self, y: Array, x1: Array, x2: Array, out: Array | None = None) -> Array:
+        """``y + x1 @ x2`` with y of the product's shape; `out` may be `y`, never an operand of the
+        product. How a product joins a sum that is there already."""
+        product = self.matmul(x1, x2)
+        return self.add(y, product) if out is None else self.add(y, product, out=out)
+
     # Activations and their slopes.
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x)), written with tanh so that no argument overflows."""

@@ -129,6 +129,14 @@ def calls_of(kernel: str) -> Iterator[Case]:
             yield f"{shape} no bias", (x, w, None), {}
             for layout, moved in layouts(w):
                 yield f"{shape} {layout}", (x, moved, b), {}
+        elif kernel == "addmm":
+            w = fill((shape[-1], 4), seed + 1)
+            y = fill((*shape[:-1], 4), seed + 2)
+            yield f"{shape}", (y, x, w), {}
+            for layout, moved in layouts(x):
+                yield f"{shape} {layout}", (y, moved, w), {}
+            for layout, moved in layouts(y):
+                yield f"{shape} sum {layout}", (moved, x, w), {}
         elif kernel in ("layer_norm", "layer_norm_backward"):
             for axes in range(1, len(shape)):
                 inner = shape[len(shape) - axes :]

@@ -429,6 +429,25 @@ def test_threads_do_not_take_each_others_bias(cuda):
     assert not wrong
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_a_product_joins_a_sum(cuda, dtype, layout, shapes):
+    """The sum is read where it lies and is not changed; the result is an array of its own."""
+    x1, x2 = (random(s, dtype, i) for i, s in enumerate(shapes))
+    product = np.matmul(wide(x1), wide(x2))
+    start = np.asarray(random(product.shape, dtype, 2))
+    given = layout(start) if start.ndim else start
+    for out in (None, cuda.empty(start.shape, start.dtype), on_gpu(cuda, with_gaps(start))):
+        if out is not None and not start.ndim:
+            continue
+        y = cuda.addmm(on_gpu(cuda, given), on_gpu(cuda, x1), on_gpu(cuda, x2), out=out)
+        assert y.dtype == x1.dtype and (out is None or y is out)
+        close(cuda.to_numpy(y), wide(start) + product, dtype, x1.shape[-1])
+        np.testing.assert_array_equal(wide(given), wide(start))
+    assert not products.UNCAPTURABLE
+
+
 # Where the library does not serve.
 def test_without_the_library_products_are_cupys_and_say_so(cuda, monkeypatch):
     def nowhere(cupy):

@@ -212,13 +212,15 @@ class Plan:
         alpha: float = 1.0,
         beta: float = 0.0,
         bias: int = 0,
+        c: int = 0,
     ) -> None:
         """Enqueue the product on the current stream.
 
         Parameters
         ----------
-        a, b, d : addresses on the device. D is read where `beta` is not 0.
+        a, b, d : addresses on the device.
         bias : its address, where the epilogue has one.
+        c : of what is added `beta` times, which lies as D does; by default D itself.
 
         Raises
         ------
@@ -230,7 +232,7 @@ class Plan:
         room = lt.workspace(self.workspace) if self.workspace else None
         space = 0 if room is None else int(room.data.ptr)
         scales = byref(_number(self._scale, alpha)), byref(_number(self._scale, beta))
-        last = d, self._d, d, self._d, self._algorithm, space, self.workspace, lt.stream()
+        last = c or d, self._d, d, self._d, self._algorithm, space, self.workspace, lt.stream()
         arguments = scales[0], a, self._a, b, self._b, scales[1], *last
         if not bias:
             status = self._lib.cublasLtMatmul(lt.handle, self._operation, *arguments)

@@ -69,18 +69,18 @@ class Stored(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """``D = act(alpha * op(A) op(B) + beta * D + bias)``, apart from where the matrices lie.
+    """``D = act(alpha * op(A) op(B) + beta * C + bias)``, apart from where the matrices lie.
 
     Attributes
     ----------
     dtype, result : names of the dtypes of A and B, and of D (and the bias).
     compute : a value of :data:`COMPUTE`.
     transpose_a, transpose_b : whether op is the transpose.
-    a, b, d : the matrices as they are stored.
+    a, b, d : the matrices as they are stored; C as D is.
     batch : how many of each.
     epilogue : a value of :data:`EPILOGUES`.
     schemes : mask of the ways in which a long sum may be split.
-    alignment : bytes that the addresses of A, B and D (with the bias) are multiples of.
+    alignment : bytes that the addresses of A, B, and D (with C and the bias) are multiples of.
     """
 
     dtype: str

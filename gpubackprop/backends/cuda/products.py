@@ -81,12 +81,17 @@ class CudaProducts(DeviceArrays):
         return self._product_by_cupy(x1, x2, out) if y is None else y
 
     def addmm(self, y: Array, x1: Array, x2: Array, out: Array | None = None) -> Array:
-        if out is None and self._is_array(y):
-            out = self.copy(y)
-        elif out is not y and out is not None:
-            self.copyto(out, y)
-        if out is not None and self._product(x1, x2, out, beta=1.0) is not None:
-            return out
+        if self._is_array(y):
+            target = self.empty(y.shape, y.dtype) if out is None else out
+            alike = y is target or (
+                (y.shape, y.strides, y.dtype) == (target.shape, target.strides, target.dtype)
+                and _ALIGNED[y.data.ptr & 255] >= _ALIGNED[target.data.ptr & 255]
+            )
+            if not alike:
+                self.copyto(target, y)
+            start = y if alike and y is not target else None
+            if self._product(x1, x2, target, beta=1.0, start=start) is not None:
+                return target
         return self.add(y, self.matmul(x1, x2), out=out)
 
     def linear(
@@ -126,8 +131,9 @@ class CudaProducts(DeviceArrays):
         alpha: float = 1.0,
         beta: float = 0.0,
         copied: bool = False,
+        start: Array | None = None,
     ) -> Array | None:
-        """``activation(alpha * x1 @ x2 + beta * out + bias)``; None where another way must serve.
+        """``activation(alpha * x1 @ x2 + beta * start + bias)``; None where another way must serve.
 
         Parameters
         ----------
@@ -136,6 +142,7 @@ class CudaProducts(DeviceArrays):
         bias : (n,), of the result's dtype, without gaps.
         activation : ``""``, ``"relu"`` or ``"gelu_tanh"``.
         copied : whether the operands have been copied, so that they lie as well as they can.
+        start : laid out and aligned as `out`, which it is by default.
         """
         lt = self._library or self._product_library()
         if lt is None or not (self._is_array(x1) and self._is_array(x2)):
@@ -159,17 +166,18 @@ class CudaProducts(DeviceArrays):
             ready = self._product_ready(lt, x1, x2, out, bias, activation, copied)
             self._signatures[key] = ready
         if ready.plan is None:
-            return self._product_other(ready, x1, x2, out, bias, activation, alpha, beta)
+            return self._product_other(ready, x1, x2, out, bias, activation, alpha, beta, start)
         y = self.empty(ready.shape, ready.dtype) if out is None else out
-        c, bias_at = y.data.ptr, 0 if bias is None else bias.data.ptr
-        if out is None and c & 255:  # CuPy's pool never does that; another allocator may
-            return self._product(x1, x2, y, bias, activation, alpha, beta, copied)
+        d, bias_at = y.data.ptr, 0 if bias is None else bias.data.ptr
+        c = d if start is None else start.data.ptr
+        if out is None and d & 255:  # CuPy's pool never does that; another allocator may
+            return self._product(x1, x2, y, bias, activation, alpha, beta, copied, start)
         if ready.swapped:
             a, b = b, a
         try:
             for i, j, k in ready.offsets:
                 # The library's A is the second operand (see matrices.py).
-                ready.plan.run(lt, b + j, a + i, c + k, alpha, beta, bias_at)
+                ready.plan.run(lt, b + j, a + i, d + k, alpha, beta, bias_at, c + k)
         except RefusedError as error:
             self._signatures[key] = self._product_refused(error, bias, activation)
             return None
@@ -185,10 +193,13 @@ class CudaProducts(DeviceArrays):
         activation: str,
         alpha: float,
         beta: float,
+        start: Array | None,
     ) -> Array | None:
         """A product that is not one call of the library."""
         if ready.how == "plain":
             return None
+        if start is not None:
+            self.copyto(out, start)
         options = (bias, activation, alpha, beta)
         if ready.how == "cast":
             x1, x2 = self.astype(x1, ready.dtype), self.astype(x2, ready.dtype)

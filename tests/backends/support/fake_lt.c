@@ -210,11 +210,12 @@ int cublasLtMatmul(void *h, void *operation, const void *alpha, const void *a, v
     const desc *o = operation;
     const layout *A = la, *B = lb, *D = ld;
     const algorithm *algo = chosen;
-    if (!h || *(uint32_t *)h != HANDLE || c != d || lc != ld || !a || !b || !d) return INVALID;
+    if (!h || *(uint32_t *)h != HANDLE || !c || lc != ld || !a || !b || !d) return INVALID;
     int status = fits(o, A, B, D);
     if (status) return status;
     if (!algo || algo->mark != mark_of(o, A, B, D)) return INVALID;
     if ((uintptr_t)a % algo->align[0] || (uintptr_t)b % algo->align[1] || (uintptr_t)d % algo->align[3]) return INVALID;
+    if ((uintptr_t)c % algo->align[2]) return INVALID;
     if (algo->workspace && (!workspace || size < algo->workspace || (uintptr_t)workspace % 16)) return INVALID;
     int biased = o->epilogue & 4 ? 1 : 0;
     if (biased && (!o->bias || (uintptr_t)o->bias % algo->align[3])) return INVALID;
@@ -239,7 +240,7 @@ int cublasLtMatmul(void *h, void *operation, const void *alpha, const void *a, v
                     if (!wide) sum = (float)sum;
                 }
                 int64_t at = z * D->step + (int64_t)(i + j * D->ld);
-                double value = scale * sum + (keep != 0 ? keep * get(d, D->type, at) : 0); /* beta 0 reads nothing */
+                double value = scale * sum + (keep != 0 ? keep * get(c, D->type, at) : 0); /* beta 0 reads nothing */
                 if (biased) value += get(o->bias, D->type, (int64_t)i);
                 put(d, D->type, at, activated(value, o->epilogue));
             }
