@@ -110,7 +110,7 @@ class Theirs:
     def __init__(self, recipe: Any, name: str, tuned: bool = False) -> None:
         import torch
 
-        from benchmarks import torch_twins
+        from benchmarks.twins import torch_twins
         from gpubackprop.recipes.build import plan_model
 
         self.torch, self.twins, self.recipe, self.tuned = torch, torch_twins, recipe, tuned

@@ -28,6 +28,7 @@ LAYERS = {
     "data": 6,
     "training": 6,
     "inspect": 7,
+    "bench": 7,
     "interop": 7,
     "recipes": 7,
     "cli": 7,
@@ -47,6 +48,8 @@ TYPE_NAMES = re.compile(
 )
 # What the chain rule may take beside those: making an array out of a user's data, sizes of shapes.
 CONSTRUCTION = re.compile(r"array|asarray|array2string|prod|random|shape|ndim")
+# Other libraries at the same tasks, for the benchmark.
+PEERS = "bench.peers"
 # A measuring instrument: it compares what the chain rule gives with differences of values.
 INSTRUMENTS = {"autograd.gradcheck"}
 
@@ -208,7 +211,10 @@ def test_packages_of_one_layer_do_not_import_each_other_in_a_ring():
     assert not [pair for pair in reach if pair[0] == pair[1]]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m not in under("backends", "interop")])
+@pytest.mark.parametrize(
+    "module",
+    [m for m in MODULES if m not in under("backends", "interop") and not m.startswith(PEERS)],
+)
 def test_only_the_backends_know_which_device_runs(module):
     assert not device_knowledge(source_of(module))
 

@@ -33,7 +33,7 @@ def network(name: str, dropout: float, last: bool, softmax: bool = False) -> Any
     out a last sigmoid, whose place a softmax in the cost takes."""
     from torch import nn
 
-    from benchmarks import torch_twins
+    from benchmarks.twins import torch_twins
 
     w = WORKLOADS[name]
     o = w.options

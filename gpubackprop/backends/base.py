@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpubackprop.backends.attention import AttentionKernels
+from gpubackprop.backends.chains.chain import Chain
 from gpubackprop.backends.convolution import ConvolutionKernels
 from gpubackprop.backends.images import ImageKernels
 from gpubackprop.backends.launching import Calls, Launchable, Numbers, Staging
@@ -63,6 +64,14 @@ class Backend(
     def memory_meter(self) -> MemoryMeter:
         """Counts the bytes in use on the device while a ``with`` block runs."""
         return HostMemory()
+
+    faster_undetermined: frozenset[str] = frozenset()
+    """Kernels that have a faster way under ``"native"`` numerics, whose bits change from run to
+    run."""
+
+    def with_numerics(self, numerics: Numerics) -> Backend:
+        """A backend of the same device with these numerics; tensors of two backends do not mix."""
+        raise NotImplementedError
 
     def memory_state(self) -> MemoryState:
         """The device's memory as it is now."""
@@ -126,7 +135,33 @@ class Backend(
         """
         return None
 
-    # For steps that are repeated; see ``launching.py``.
+    # For steps that are repeated; see ``chains/`` and ``launching.py``.
+    @property
+    def chain_floats(self) -> tuple[np.dtype, ...]:
+        """Dtypes of floats for which :meth:`chain` makes kernels; none where it makes none."""
+        return ()
+
+    def chain(
+        self, inputs: Sequence[Array], chain: Chain, outs: Sequence[Array]
+    ) -> Callable[..., None] | None:
+        """A chain of elementwise calls over its arrays, ready to be run again and again.
+
+        Parameters
+        ----------
+        inputs : the arrays that ``Operand("input", k)`` stands for, as ``chain.table`` describes
+            them.
+        chain : what to compute.
+        outs : one array for each result, filled at each run.
+
+        Returns
+        -------
+        callable or None
+            Takes the values of :func:`~gpubackprop.backends.chains.chain.live_numbers`, in order,
+            where there are any: Python numbers, or 0-d arrays of the device (float64 or int64),
+            which are then read when the kernel runs. None where the dtypes are not served.
+        """
+        return None
+
     def capture_trouble(self) -> str | None:
         """Why calls can never be captured here; None where they can be."""
         return f"the kernels of {self.device} are plain functions: there is nothing to capture"

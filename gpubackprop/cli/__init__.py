@@ -45,6 +45,9 @@ COMMANDS = {
         "gpubackprop.cli.compare", "train on two devices and show how far apart they are"
     ),
     "memory": Command("gpubackprop.cli.memory", "what memory a training step of a recipe needs"),
+    "bench": Command(
+        "gpubackprop.cli.bench", "time recipes and kernels on the devices, beside other libraries"
+    ),
     "recipes": Command("gpubackprop.cli.recipes", "list the built-in recipes, or show one"),
     "devices": Command("gpubackprop.cli.devices", "which devices were found, and which is chosen"),
 }

@@ -102,6 +102,9 @@ class NumPyBackend(
     def __init__(self, numerics: Numerics = "deterministic") -> None:
         super().__init__(np, "numpy", "cpu", numerics)
 
+    def with_numerics(self, numerics: Numerics) -> NumPyBackend:
+        return self if numerics == self.numerics else NumPyBackend(numerics)
+
     def to_numpy(self, x: Array) -> np.ndarray:
         return x
 

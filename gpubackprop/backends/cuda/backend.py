@@ -15,17 +15,19 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.array_backend import is_basic_key, sole_index_axis
 from gpubackprop.backends.base import Numerics, kernel_names
+from gpubackprop.backends.chains.chain import Chain
 from gpubackprop.backends.composites import normalize_axes
 from gpubackprop.backends.cuda import geometry, sources
 from gpubackprop.backends.cuda.arrays import threshold_of
 from gpubackprop.backends.cuda.attention import CudaAttention
+from gpubackprop.backends.cuda.chains import CudaChains
 from gpubackprop.backends.cuda.convolution import CudaConvolution
 from gpubackprop.backends.cuda.fused import FusedKernels
 from gpubackprop.backends.cuda.graphs import CudaGraphs
@@ -55,6 +57,7 @@ class CUDABackend(
     CudaRecurrent,
     CudaAttention,
     CudaProducts,
+    CudaChains,
     CudaGraphs,
 ):
     """Kernels on ``cupy.ndarray``.
@@ -80,7 +83,8 @@ class CUDABackend(
         self.index = index
         self.kernels = Kernels(cupy)
         self._gpu = cupy.cuda.Device(index)
-        if cupy.cuda.runtime.getDeviceCount() > 1:
+        self._several = cupy.cuda.runtime.getDeviceCount() > 1
+        if self._several:
             for kernel in kernel_names():
                 if kernel not in _HOST_ONLY:
                     setattr(self, kernel, self._on_its_gpu(getattr(self, kernel)))
@@ -96,6 +100,15 @@ class CUDABackend(
                 return kernel(*arguments, **options)
 
         return run
+
+    def chain(
+        self, inputs: Sequence[Array], chain: Chain, outs: Sequence[Array]
+    ) -> Callable[..., None] | None:
+        if not self._several:
+            return super().chain(inputs, chain, outs)
+        with self._gpu:
+            run = super().chain(inputs, chain, outs)
+        return None if run is None else self._on_its_gpu(run)
 
     def with_numerics(self, numerics: Numerics) -> CUDABackend:
         return self if numerics == self.numerics else CUDABackend(self.index, numerics)

@@ -1,0 +1,281 @@
+"""``gpubackprop bench``: what it counts, measures, names and writes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from gpubackprop import recipes
+from gpubackprop.backends import get_backend
+from gpubackprop.backends.cpu.backend import NumPyBackend
+from gpubackprop.backends.timing import HostClock
+from gpubackprop.bench import determinism, kernels, networks, show
+from gpubackprop.bench.kernels import CASES, Sizes
+from gpubackprop.bench.measure import AbsentError, Candidate, interleaved
+from gpubackprop.cli import main
+from tests.backends import test_cuda_backend as fakes
+from tests.backends.support import shim
+
+TINY = Sizes(1 << 16, 64, 4, 1)
+QUICK = ["--rounds", "1", "--seconds", "0.001", "--size", "64KiB"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The products are small whatever the machine can do."""
+    from gpubackprop.bench import run
+
+    monkeypatch.setattr(run, "quick_sizes", lambda backend: TINY)
+
+
+# Bytes and multiply-adds by hand. 64 KiB: 8,192 elements at 8 bytes, 5,461 at 12 (rows of 1,024: 5
+# of them), 2,340 at 28. A 3 x 3 kernel from 64 to 64 channels at 32 x 32 places of 4 images.
+# Attention: of 1,024 queries number i sees i keys, 64 features, 12 heads.
+HAND = {
+    "copy": (65536, 0),
+    "update": (65520, 0),
+    "layer-norm": (65536, 0),
+    "layer-norm-backward": (12 * 5 * 1024, 0),
+    "softmax-cross-entropy": (65536, 0),
+    "gelu-backward": (65532, 0),
+    "gemm-bf16": (0, 2 * 64**3),
+    "conv-weight": (0, 2 * 4 * 32 * 32 * 64 * 64 * 9),
+    "attention": (0, 2 * 2 * 12 * (1024 * 1025 // 2) * 64),
+    "attention-backward": (0, 5 * 2 * 12 * (1024 * 1025 // 2) * 64),
+}
+
+
+@pytest.mark.parametrize("name", HAND)
+def test_bytes_and_operations_are_those_of_a_hand_count(name):
+    assert CASES[name].worth(TINY) == HAND[name]
+
+
+def test_every_ceiling_is_a_kernel_that_is_its_own():
+    for case in CASES.values():
+        assert CASES[case.ceiling].ceiling == case.ceiling
+
+
+def test_sizes_follow_the_rates():
+    sizes = Sizes.fitting(3e12, 5e13)
+    assert (sizes.nbytes, sizes.gemm) == (1 << 30, 8192)
+    assert Sizes.fitting(1e10, 1e11).nbytes == 1 << 26
+    assert sizes.with_bytes(5).gemm == 8192 and sizes.with_bytes(5).nbytes == 5
+
+
+def places():
+    yield "cpu", get_backend("cpu")
+    if not shim.missing():
+        yield "fake", fakes.BACKEND
+
+
+@pytest.mark.parametrize(("where", "backend"), list(places()))
+@pytest.mark.parametrize("name", [n for n in CASES if "attention" not in n])
+def test_kernels_run(where, backend, name):
+    if where == "fake" and name in ("gemm-bf16", "conv-input"):
+        pytest.skip("the shim has no bfloat16, and is slow at convolutions")
+    try:
+        work = CASES[name].work(backend, TINY)
+    except AbsentError as error:
+        assert name == "gemm-tf32" and "has no TF32 units" in str(error)
+        return
+    before = backend.precision
+    work.call()
+    assert backend.precision == before
+
+
+def test_an_attention_runs():
+    for name in ("attention", "attention-backward"):
+        CASES[name].work(get_backend("cpu"), TINY).call()
+
+
+def test_products_without_units_are_left_out(monkeypatch):
+    monkeypatch.setattr(kernels, "SLOWEST", 0.0)
+    with pytest.raises(AbsentError, match="cpu has no bfloat16 units: a product would take"):
+        CASES["gemm-bf16"].work(get_backend("cpu"), TINY)
+
+
+def test_contenders_take_turns_and_one_that_fails_is_named():
+    order: list[str] = []
+
+    class Counter(HostClock):
+        def __init__(self, name):
+            self.name = name
+
+        def seconds(self, call, calls=1):
+            order.append(self.name)
+            call()
+            return {"a": 1.0, "b": 3.0}[self.name] * calls
+
+    def fail():
+        if order.count("b") > 3:
+            raise ValueError("no\nmore")
+
+    timings, absent = interleaved(
+        {"a": Candidate(lambda: None, Counter("a")), "b": Candidate(fail, Counter("b"))}, 3, 0.5
+    )
+    assert order[4:6] == ["a", "b"] and order[4:].count("a") == 3
+    assert timings["a"].seconds == timings["a"].lowest == 1.0 and timings["a"].rounds == 3
+    assert set(timings) == {"a"} and absent == {"b": "ValueError: no more"}
+
+
+def test_the_report_is_written_and_drawn(small, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    file, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = ["bench", "--devices", "cpu", "--only", "gelu,two-moons", *QUICK]
+    assert main([*arguments, "--json", str(file), "--chart", str(picture)]) == 0
+    out = capsys.readouterr().out
+    report = json.loads(file.read_text())
+    assert list(report["kernels"]) == ["copy", "gemm-float32", "gemm-tf32", "gemm-bf16", "gelu"]
+    row, ceiling = report["kernels"]["gelu"]["cpu"], report["ceilings"]["cpu"]["copy"]
+    assert row["bytes_per_s"] == pytest.approx(65536 / row["seconds"])
+    assert row["of_ceiling"] == pytest.approx(row["bytes_per_s"] / ceiling)
+    assert report["kernels"]["copy"]["cpu"]["of_ceiling"] <= 1
+    assert report["kernels"]["gemm-tf32"]["cpu"] == {"absent": "cpu has no TF32 units"}
+    moons = report["recipes"]["two-moons"]
+    assert moons["contenders"]["cpu"]["samples_per_s"] == pytest.approx(
+        moons["samples"] / moons["contenders"]["cpu"]["seconds"]
+    )
+    memory = moons["contenders"]["cpu"]["memory"]
+    assert memory["peak"] > memory["held"]["parameters"] > 0
+    assert {"gradients", "optimizer state"} <= set(memory["held"])
+    assert "absent: cpu has no TF32 units" in out and "GB/s" in out and "two-moons" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_device_or_library_that_cannot_be_used_is_one_line(small, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "jax", None)
+    file = tmp_path / "bench.json"
+    arguments = ["--vs", "jax", "--only", "gelu", "--json", str(file), *QUICK]
+    assert main(["bench", "--devices", "cpu,cuda:99", *arguments]) == 0
+    lines = [x for x in capsys.readouterr().err.splitlines() if "is left out" in x]
+    assert len(lines) == 2 and lines[0].startswith("cuda:99 is left out: device 'cuda:99'")
+    assert lines[1].startswith("jax cpu is left out: not installed")
+    assert set(json.loads(file.read_text())["absent"]) == {"cuda:99", "jax cpu"}
+
+
+def test_without_any_device_it_is_an_error(capsys):
+    assert main(["bench", "--devices", "cuda:99"]) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("gpubackprop: error: device 'cuda:99'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "gulu"], "did you mean 'gelu'"),
+        (["--vs", "tensorflow"], "unknown library"),
+        (["--devices", "tpu"], "unknown device"),
+        (["--rounds", "0"], "--rounds"),
+        (["--seconds", "nan"], "a number of seconds"),
+        (["--size", "big"], "must be a size"),
+        (["--json", "/nowhere/at/all.json"], "does not exist"),
+    ],
+)
+def test_wrong_arguments_are_one_line(capsys, arguments, words):
+    assert main(["bench", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words in err
+
+
+def test_every_recipe_has_made_up_data():
+    for name in recipes.names():
+        made = networks.make(name)
+        data = networks.split(made)
+        assert len(data.train) == networks.BATCHES * made.samples
+        assert data.train[0][0].shape == made.shape
+
+
+def test_a_recipe_on_other_data_is_left_out(tmp_path):
+    text = recipes.text("digits-mlp").replace('name = "digits"\n', 'name = "npz"\npath = "x.npz"\n')
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    with pytest.raises(AbsentError, match="no numbers can be made up in place of the data 'npz'"):
+        networks.make(str(path))
+
+
+def test_two_runs_of_a_recipe_give_the_same_bits(monkeypatch):
+    backend = get_backend("cpu")
+    assert determinism.recipe("digits-mlp", backend) == {"steps": 4, "same_bits": True}
+    drift = iter(range(100))
+    real = determinism.costs
+    monkeypatch.setattr(determinism, "costs", lambda *a, **k: [*real(*a, **k), 1e-9 * next(drift)])
+    assert determinism.recipe("digits-mlp", backend)["same_bits"] is False
+
+
+class Hasty(NumPyBackend):
+    """Native numerics add up in another order at each call."""
+
+    faster_undetermined = frozenset({"scatter_take"})
+
+    def with_numerics(self, numerics):
+        return Hasty(numerics)
+
+    def scatter_take(self, dy, indices, axis, size):
+        if self.numerics == "native":
+            order = np.random.default_rng().permutation(len(dy))
+            dy, indices = dy[order], indices[order]
+        return super().scatter_take(dy, indices, axis, size)
+
+
+def test_what_repeatable_bits_cost(monkeypatch):
+    monkeypatch.setattr(determinism, "ROWS", 50)
+    found = determinism.kernels(Hasty(), 2, 0.001)
+    scatter = found["scatter_take"]
+    assert scatter["same_bits"] == {"deterministic": True, "native": False}
+    seconds = scatter["seconds"]
+    assert scatter["cost"] == pytest.approx(seconds["deterministic"] / seconds["native"])
+    assert found["conv_weight"] == {"absent": "cpu has one way only, which is repeatable"}
+    report = {"determinism": {"cpu": {"kernels": found, "recipes": {}}}}
+    assert show.repeatable(report)
+    scatter["same_bits"]["deterministic"] = False
+    assert not show.repeatable(report)
+    assert "NOT the same bits" in show._determinism(report)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", CASES)
+def test_pytorch_has_every_kernel(name):
+    pytest.importorskip("torch", reason="PyTorch is not installed; make peers installs it")
+    from gpubackprop.bench.peers import load, with_torch
+
+    assert list(with_torch.CASES) == list(CASES)
+    peer = load("torch", "cpu")
+    if name == "gemm-tf32":
+        with pytest.raises(AbsentError, match="no TF32"):
+            peer.work(name, TINY)
+        return
+    assert peer.clock.seconds(peer.work(name, TINY), 2) > 0
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["two-moons", "digits-cnn", "mnist-nielsen"])
+def test_pytorch_trains_the_recipes(name):
+    pytest.importorskip("torch", reason="PyTorch is not installed; make peers installs it")
+    from gpubackprop.bench.peers import load
+
+    run = load("torch", "cpu").step(networks.make(name))
+    costs = [run() for _ in range(40)]
+    assert np.mean(costs[-4:]) < np.mean(costs[:4])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", recipes.names())
+def test_two_runs_on_a_gpu_give_the_same_bits(name):
+    found = determinism.recipe(name, get_backend("cuda"))
+    assert found["same_bits"], found
+
+
+@pytest.mark.gpu
+def test_repeatable_kernels_on_a_gpu():
+    found = determinism.kernels(get_backend("cuda"), 2, 0.01)
+    assert found["scatter_take"]["same_bits"]["deterministic"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_run_on_a_gpu(name):
+    backend = get_backend("cuda")
+    work = CASES[name].work(backend, TINY)
+    assert backend.clock().seconds(work.call, 2) > 0
