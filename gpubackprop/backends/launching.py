@@ -21,6 +21,7 @@ Calls = Sequence[tuple[str, Callable[[], Any]]]
 # dtype in the place of a Python number.
 _DRAWS = {"offset": "uint64"}
 _UPDATE = {"lr": "float64", "step": "float64", "scale": "float64"}
+_CHAIN = {"real": "float64", "whole": "int64"}  # see ``chains.chain.live_numbers``
 _READ_LATE: dict[str, dict[str, str]] = {
     "random_bits": _DRAWS,
     "bernoulli": _DRAWS,
@@ -28,6 +29,7 @@ _READ_LATE: dict[str, dict[str, str]] = {
     "dropout": _DRAWS,
     "attention": _DRAWS,
     "attention_backward": _DRAWS,
+    "chain": {f"{kind}{k}": dtype for kind, dtype in _CHAIN.items() for k in range(64)},
 }
 
 

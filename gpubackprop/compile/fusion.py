@@ -7,9 +7,11 @@ the chain itself reads is then never written to memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from gpubackprop.backends.chains.chain import (
     Chain,
@@ -18,8 +20,10 @@ from gpubackprop.backends.chains.chain import (
     Step,
     eligible,
     how_summed,
+    live_numbers,
+    result_dtype,
 )
-from gpubackprop.backends.chains.expressions import ELEMENTWISE
+from gpubackprop.backends.chains.expressions import ELEMENTWISE, FLOAT, Node
 from gpubackprop.backends.chains.layouts import FLAT, Table, table
 from gpubackprop.compile.passes import touched
 from gpubackprop.compile.patterns import images_fused, same_memory
@@ -63,15 +67,32 @@ class Group:
         return None
 
 
-def fused(calls: Sequence[Call], results: Sequence[Ref], report: Any) -> list[Call]:
-    """The calls with images' sequences and elementwise chains as one call each."""
-    before = len(calls)
-    calls = images_fused(calls, results)
+def fused(
+    calls: Sequence[Call],
+    results: Sequence[Ref],
+    report: Any,
+    floats: Collection[np.dtype] | None = None,
+) -> list[Call]:
+    """The calls with elementwise chains as one call each.
+
+    Parameters
+    ----------
+    calls, results : of a step.
+    report : is told how many calls were taken together.
+    floats : dtypes that the device writes chains for; one of a single call is written too, since it
+        puts its result where it is wanted. None for the native kernels of the CPU, which are made
+        for float32, know single calls, and also take images' sequences together.
+    """
+    before, alone = len(calls), floats is not None
+    calls = list(calls)
+    if floats is None:
+        floats = (FLOAT,)
+        calls = images_fused(calls, results)
     report.fused += before - len(calls)
     groups: list[Group] = []
     member: dict[int, Group] = {}
     for i, call in enumerate(calls):
-        found = _described(call)
+        found = _described(call, floats, 1 if alone else 2)
         if found is None:
             continue
         for group in reversed(groups):
@@ -87,11 +108,11 @@ def fused(calls: Sequence[Call], results: Sequence[Ref], report: Any) -> list[Ca
     last = {r.buffer for r in results}
     for i, call in enumerate(calls):
         chain = member.get(i)
-        if chain is None or len(chain.calls) == 1:
+        if chain is None or (len(chain.calls) == 1 and not alone):
             kept.append(call)
         elif chain.at == i:
             kept.append(_chain(chain, calls, last))
-            report.fused += len(chain.calls)
+            report.fused += len(chain.calls) if len(chain.calls) > 1 else 0
     return kept
 
 
@@ -104,7 +125,7 @@ class _Part:
     inputs: list[Ref]
 
 
-def _described(call: Call) -> _Part | None:
+def _described(call: Call, floats: Collection[np.dtype], least: int) -> _Part | None:
     if call.writes or len(call.outs) != 1:
         return None
     out = call.outs[0]
@@ -123,15 +144,20 @@ def _described(call: Call) -> _Part | None:
         if found is None:
             return None
         how, rows, columns = found
+        if result_dtype(Result(0, how), Node("input", (0,), x.dtype)) != out.dtype:
+            return None
         return _Part(how, Table(rows, columns, (FLAT,)), [x])
     if call.kernel not in ELEMENTWISE or call.kernel == "copyto":
         return None
     inputs = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Ref)]
-    if not eligible(call.kernel, call.args, call.kwargs, out):
+    if not eligible(call.kernel, call.args, call.kwargs, out, floats):
         return None
     lies = table(out, inputs)
-    if lies is None or lies.lengths or out.size < 2:
+    if lies is None or lies.lengths or out.size < least:
         return None
+    for x, kind in zip(inputs, lies.kinds, strict=True):
+        if out.overlaps(x) and not (kind == FLAT and same_memory(out, x)):
+            return None
     return _Part(FLAT, lies, inputs)
 
 
@@ -156,7 +182,8 @@ def _added(group: Group, call: Call, i: int, part: _Part) -> None:
         if not isinstance(a, Ref):
             return a
         kind = next(kinds)
-        step = group.step_of(a) if kind == FLAT else None
+        # Where the table is one element, that is the kind of all of them.
+        step = group.step_of(a) if kind == FLAT or group.size == 1 else None
         if step is not None:
             return Operand("step", step)
         for k, (x, known) in enumerate(zip(group.inputs, group.kinds, strict=True)):
@@ -192,6 +219,11 @@ def _joins(
         return False
     if len(group.inputs) + len(part.inputs) > INPUTS:
         return False
+    # What the chain itself writes can be read in it only element by element.
+    for x, kind in zip(part.inputs, part.table.kinds, strict=True):
+        known = kind == FLAT or group.size == 1
+        if not (known and group.step_of(x) is not None) and any(o.overlaps(x) for o in group.outs):
+            return False
     columns, fixed = group.columns, group.fixed
     if not _free(part):
         if fixed and columns != part.table.columns:
@@ -237,4 +269,5 @@ def _chain(group: Group, calls: list[Call], last: set[Any]) -> Call:
     order = sorted(range(len(outs)), key=lambda k: results[k].how != FLAT)
     lies = Table(group.size // group.columns, group.columns, tuple(group.kinds))
     chain = Chain(lies, tuple(group.steps), tuple(results[k] for k in order))
-    return Call("chain", (tuple(group.inputs), chain), {}, tuple(outs[k] for k in order))
+    written = tuple(outs[k] for k in order)
+    return Call("chain", (tuple(group.inputs), chain), live_numbers(chain), written)

@@ -28,12 +28,21 @@ SMALL = 65536
 """Updates of more parameters than this run in blocks, which threads share."""
 
 
+class UnfusedError(Exception):
+    """A fused call has no kernel for its arrays."""
+
+
 def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | int]) -> Thunk | None:
     """What runs a call again; None where nothing is left to do.
 
     Parameters
     ----------
     numbers : the live numbers, as they are when the thunk runs.
+
+    Raises
+    ------
+    UnfusedError
+        It is a chain that the backend has no kernel for.
     """
     view = memory.view
     args = tuple(replaced(a, view) for a in call.args)
@@ -41,6 +50,9 @@ def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | in
     outs = tuple(view(r) for r in call.outs)
     if call.kernel == "copyto" and call.args[1] is not None and _same(call):
         return None
+    if call.kernel == "chain":
+        inputs, chain = args
+        return _chain(backend.chain(inputs, chain, outs), list(kwargs.values()), numbers)
     lives = [a for a in (*args, *kwargs.values()) if isinstance(a, LIVE)]
     # A result in the memory of an argument: only a single loop of NumPy's may write it there.
     over = any(memory.meet(r, x) for r in call.outs for x in call.reads)
@@ -68,6 +80,17 @@ def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | in
             _written(kernel, args, kwargs, numbers) if lives else partial(kernel, *args, **kwargs)
         )
     return _filled(backend, kernel, args, kwargs, outs, numbers, over)
+
+
+def _chain(run: Any, values: list[Any], numbers: list[float | int]) -> Thunk:
+    """A chain with the numbers that it is given at each run."""
+    if run is None:
+        raise UnfusedError("chain")
+    if not values:
+        return run
+    if not any(isinstance(v, LIVE) for v in values):  # on the device, or as they are now
+        return partial(run, values)
+    return lambda: run(_now(values, numbers))
 
 
 def _same(call: Call) -> bool:

@@ -20,7 +20,7 @@ from gpubackprop.backends import Array, Backend
 from gpubackprop.compile import passes
 from gpubackprop.compile.checking import WHOLE
 from gpubackprop.compile.graph import one_launch
-from gpubackprop.compile.plain import Thunk, thunk
+from gpubackprop.compile.plain import Thunk, UnfusedError, thunk
 from gpubackprop.compile.plan import Memory, Plan, lifetimes, peak_of, plan_memory
 from gpubackprop.compile.recompute import recomputed
 from gpubackprop.compile.recorder import Live
@@ -58,10 +58,6 @@ class Report:
     seconds: float = 0.0
     compiled: int = 0
     plan: Plan | None = None
-
-
-class UnfusedError(Exception):
-    """A fused call has no native kernel for its arrays."""
 
 
 def compiled_step(
@@ -116,14 +112,15 @@ class Replay:
         if recompute:
             self.report.kept = peak_of(lifetimes(calls, marker.refs, recording.inputs))[0]
             calls, self.report.again = recomputed(calls, marker.refs, recording.inputs)
-        if fast and fuse:
+        floats = None if fast else backend.chain_floats
+        if fuse and floats != ():
             from gpubackprop.compile.fusion import fused
 
-            calls = fused(calls, marker.refs, self.report)
+            calls = fused(calls, marker.refs, self.report, floats)
         self.calls = calls
         self.report.planned = len(calls)
         self.plan = plan_memory(
-            calls, [*marker.refs], recording.inputs, _in_place if fast else _never
+            calls, [*marker.refs], recording.inputs, _in_place if fast else _chain_in_place
         )
         self.report.plan = self.plan
         self.memory = Memory(self.plan, backend)
@@ -269,8 +266,14 @@ def _take_back(done: Sequence[Live]) -> None:
             entry.undo()
 
 
-def _never(call: Call, out: Ref) -> tuple[Ref, ...]:
-    return ()
+def _chain_in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
+    """Arguments in whose memory a chain may write its first result."""
+    if call.kernel != "chain" or out is not call.outs[0] or out.size < 2:
+        return ()
+    inputs, chain = call.args
+    if chain.results[0].how != "flat":
+        return ()
+    return tuple(x for x, kind in zip(inputs, chain.table.kinds, strict=True) if kind == "flat")
 
 
 def _in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
@@ -283,10 +286,7 @@ def _in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
     if out.size < 2:
         return ()
     if call.kernel == "chain":
-        inputs, chain = call.args
-        if chain.results[0].how != "flat":
-            return ()
-        return tuple(x for x, kind in zip(inputs, chain.table.kinds, strict=True) if kind == "flat")
+        return _chain_in_place(call, out)
     names = _names(call.kernel)
     found = []
     for name in entry.inplace:

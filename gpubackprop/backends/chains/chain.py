@@ -78,6 +78,20 @@ class Chain(NamedTuple):
     results: tuple[Result, ...]
 
 
+def live_numbers(chain: Chain) -> dict[str, Any]:
+    """The numbers of a chain that are read anew at each replay, by the names under which a call of
+    it is given them: ``real0``, ``whole1``, ... in the order of the steps."""
+    found: dict[tuple[int, type], Any] = {}
+    for step in chain.steps:
+        for value in (*step.args, *(v for _, v in step.kwargs)):
+            if hasattr(value, "live"):
+                found.setdefault((value.live, type(value)), value)
+    return {
+        f"{'real' if isinstance(value, float) else 'whole'}{k}": value
+        for k, value in enumerate(found.values())
+    }
+
+
 def traced(
     steps: Sequence[Step],
     dtypes: Sequence[np.dtype],

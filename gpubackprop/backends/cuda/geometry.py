@@ -17,6 +17,8 @@ _MAX_ROW_BLOCKS = 65536
 _SPANS = 128
 _SHORTEST_SPAN = 32
 _LANES = 65536  # threads that keep any GPU of today busy
+_COLUMN_BLOCKS = 1024
+_ROWS_EACH = 4
 
 
 class Launch(NamedTuple):
@@ -38,6 +40,35 @@ def over_rows(rows: int, cols: int) -> tuple[int, Launch]:
     """
     team = WARP if cols <= BLOCK else BLOCK
     return team, Launch(min(_ceil(rows, BLOCK // team), _MAX_ROW_BLOCKS))
+
+
+def over_columns(rows: int, packs: int) -> tuple[int, int, int, Launch]:
+    """How threads share a table whose columns are summed.
+
+    Parameters
+    ----------
+    rows, packs : of the table; a pack is what a thread takes of a row at once.
+
+    Returns
+    -------
+    width : threads for neighbouring packs; a block has ``BLOCK // width`` rows of them.
+    spans : how many blocks share a column.
+    height : rows of a span.
+    launch : the launch.
+    """
+    width = min(_power_of_two(packs), WARP)
+    tiles = _ceil(packs, width)
+    depth = BLOCK // width
+    # Enough blocks for all of a GPU, but no spans so short that a thread has one or two rows.
+    spans = min(_ceil(_COLUMN_BLOCKS, tiles), max(_ceil(rows, depth * _ROWS_EACH), 1))
+    height = _ceil(rows, spans)
+    spans = _ceil(rows, height)
+    return width, spans, height, Launch(min(tiles * spans, _MAX_ROW_BLOCKS))
+
+
+def over_tiles(columns: int) -> Launch:
+    """A launch whose blocks take 32 columns each in turn."""
+    return Launch(min(_ceil(columns, WARP), _MAX_BLOCKS))
 
 
 def row_span(rows: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,7 +36,8 @@ class Kernels:
 
     def __init__(self, cupy: ModuleType) -> None:
         self._cupy = cupy
-        self._ready: dict[tuple[str, tuple[str, ...]], tuple[Any, tuple[Any, ...]]] = {}
+        self._ready: dict[tuple[str, tuple[Any, ...]], Function] = {}
+        self._written: dict[tuple[str, str, tuple[Any, ...]], Function] = {}
 
     def launch(self, name: str, template: tuple[Any, ...], shape: Launch, *arguments: Any) -> None:
         """Run a kernel on the current stream.
@@ -51,28 +52,60 @@ class Kernels:
         """
         ready = self._ready.get((name, template))
         if ready is None:
-            ready = self._prepare(name, template)
-        function, wrappers = ready
-        function(
-            (shape.grid,),
-            (shape.block,),
-            tuple(
-                (_NULL if value is None else value) if wrap is None else wrap(value)
-                for wrap, value in zip(wrappers, arguments, strict=True)
-            ),
+            signature = sources.signatures()[name]
+            values = dict(zip(signature.parameters, map(str, template), strict=True))
+            code = sources.source(signature.file, values.get("T", "float"))
+            ready = self._ready[name, template] = self._compiled(code, signature, template)
+        ready(shape, *arguments)
+
+    def written(self, text: str, code: str, name: str, template: tuple[Any, ...] = ()) -> Function:
+        """A kernel that was written at run time; the same text is compiled once.
+
+        Parameters
+        ----------
+        text : declares the kernel.
+        code : all that is compiled, `text` within it.
+        name, template : see :meth:`launch`.
+        """
+        key = (text, name, template)
+        if key not in self._written:
+            signature = sources.declared(text)[name]
+            self._written[key] = self._compiled(code, signature, template)
+        return self._written[key]
+
+    def _compiled(
+        self, code: str, signature: sources.Signature, template: tuple[Any, ...]
+    ) -> Function:
+        expression = signature.expression(*map(str, template))
+        module = self._cupy.RawModule(
+            code=code, options=sources.OPTIONS, name_expressions=(expression,)
+        )
+        return Function(module.get_function(expression), signature)
+
+
+class Function:
+    """A compiled kernel.
+
+    Parameters
+    ----------
+    launch : CuPy's function: grid, block, arguments.
+    signature : what it takes.
+    """
+
+    def __init__(self, launch: Any, signature: sources.Signature) -> None:
+        self.launch = launch
+        self._wrappers = tuple(
+            None if t.endswith("*") else _SCALARS[t] for t in signature.arguments
         )
 
-    def _prepare(self, name: str, template: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        signature = sources.signatures()[name]
-        values = tuple(map(str, template))
-        element = dict(zip(signature.parameters, values, strict=True)).get("T", "float")
-        expression = signature.expression(*values)
-        module = self._cupy.RawModule(
-            code=sources.source(signature.file, element),
-            options=sources.OPTIONS,
-            name_expressions=(expression,),
+    def __call__(self, shape: Launch, *arguments: Any) -> None:
+        """Run it on the current stream."""
+        self.launch((shape.grid,), (shape.block,), self.wrapped(arguments))
+
+    def wrapped(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """Arguments as CuPy's function takes them: numbers of the width that the kernel reads, None
+        as a null pointer."""
+        return tuple(
+            (_NULL if value is None else value) if wrap is None else wrap(value)
+            for wrap, value in zip(self._wrappers, arguments, strict=True)
         )
-        function = module.get_function(expression)
-        wrappers = tuple(None if t.endswith("*") else _SCALARS[t] for t in signature.arguments)
-        self._ready[name, template] = function, wrappers
-        return function, wrappers

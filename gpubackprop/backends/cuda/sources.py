@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,15 +108,34 @@ def source(file: str, element: str = "float") -> str:
 
 @functools.cache
 def signatures() -> dict[str, Signature]:
-    """Every kernel by its name."""
-    found = {}
+    """Every kernel of the files by its name."""
+    found: dict[str, Signature] = {}
     for file in FILES:
-        text = (_FOLDER / f"{file}.cu").read_text(encoding="utf-8")
-        for template, name, arguments in _KERNEL.findall(text):
-            parameters = tuple(p.split()[-1] for p in template.split(",") if p)
-            types = tuple(a.strip().rpartition(" ")[0] for a in arguments.split(","))
-            found[name] = Signature(name, file, parameters, types)
+        found |= declared((_FOLDER / f"{file}.cu").read_text(encoding="utf-8"), file)
     return found
+
+
+def declared(text: str, file: str = "") -> dict[str, Signature]:
+    """Every kernel that a text declares, by its name."""
+    found: dict[str, Signature] = {}
+    for template, name, arguments in _KERNEL.findall(text):
+        parameters = tuple(p.split()[-1] for p in template.split(",") if p)
+        types = tuple(a.strip().rpartition(" ")[0] for a in arguments.split(","))
+        found[name] = Signature(name, file, parameters, types)
+    return found
+
+
+def around(text: str, elements: Iterable[str]) -> str:
+    """What is compiled for kernels that are written at run time.
+
+    Parameters
+    ----------
+    text : the kernels.
+    elements : C++ types in them.
+    """
+    defines = "".join(f"#define {_HEADERS[e]}\n" for e in sorted(_HEADERS.keys() & set(elements)))
+    parts = ("common.cuh", "activations.cu", "chain.cuh")
+    return defines + "\n".join([*((_FOLDER / p).read_text(encoding="utf-8") for p in parts), text])
 
 
 def elements(file: str) -> tuple[str, ...]:

@@ -50,9 +50,11 @@ def pointed(argument: str, bindings: dict[str, str]) -> np.dtype | None:
 class Kernel:
     """One instantiation of a kernel, built for the CPU."""
 
-    def __init__(self, expression: str, function: ctypes._CFuncPtr) -> None:
-        name, _, rest = expression.partition("<")
-        self.signature = sources.signatures()[name]
+    def __init__(
+        self, expression: str, function: ctypes._CFuncPtr, signature: sources.Signature
+    ) -> None:
+        rest = expression.partition("<")[2]
+        self.signature = signature
         values = [v.strip() for v in rest.removesuffix(">").split(",")] if rest else []
         self.bindings = dict(zip(self.signature.parameters, values, strict=True))
         self.expression = expression
@@ -104,10 +106,10 @@ def library(file: str, element: str) -> dict[str, Kernel]:
 
 def build(source: str, expressions: tuple[str, ...]) -> dict[str, Kernel]:
     """Compile kernels for the CPU, or take them from the cache of an earlier run."""
-    kernels = []
+    kernels, declared = [], sources.declared(source)
     for number, expression in enumerate(expressions):
         name, _, rest = expression.partition("<")
-        signature = sources.signatures()[name]
+        signature = declared[name]
         values = [v.strip() for v in rest.removesuffix(">").split(",")] if rest else []
         bindings = "".join(
             f"  constexpr int {p} = {v};\n" if v.isdigit() else f"  typedef {v} {p};\n"
@@ -129,7 +131,10 @@ def build(source: str, expressions: tuple[str, ...]) -> dict[str, Kernel]:
     if not target.exists():
         _compile(text, target)
     loaded = ctypes.CDLL(str(target))
-    return {e: Kernel(e, getattr(loaded, f"k{n}")) for n, e in enumerate(expressions)}
+    return {
+        e: Kernel(e, getattr(loaded, f"k{n}"), declared[e.partition("<")[0]])
+        for n, e in enumerate(expressions)
+    }
 
 
 @functools.cache
@@ -182,4 +187,6 @@ class RawModule:
                 known = expression in sources.instantiations(file, element)
                 if known and sources.source(file, element) == self._code:
                     return library(file, element)
+        if expression.partition("<")[0] in sources.declared(self._code):
+            return build(self._code, self._expressions)  # written at run time
         raise LookupError(f"no kernel file has {expression} and this code")

@@ -195,9 +195,13 @@ def lower_chain(
 
 @lowers("chain", inplace=("inputs",))
 def lower_chain_call(
-    site: Site, outs: tuple[np.ndarray, ...], inputs: tuple[np.ndarray, ...], chain: Chain
+    site: Site,
+    outs: tuple[np.ndarray, ...],
+    inputs: tuple[np.ndarray, ...],
+    chain: Chain,
+    **numbers: Any,
 ) -> list[Instruction] | None:
-    """A chain that the fusion pass has put together."""
+    """A chain that the fusion pass has put together; its live numbers are among its steps."""
     return lower_chain(site, outs, inputs, chain)
 
 

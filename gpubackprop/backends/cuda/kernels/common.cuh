@@ -27,20 +27,31 @@ __device__ __forceinline__ i64 thread_count() { return (i64)gridDim.x * blockDim
 // A number that is given by value, or, so that a captured CUDA graph can replay with another one, by its place on the device.
 template <typename S> __device__ __forceinline__ S given(const S* place, S value) { return place ? *place : value; }
 
-// As many neighbours as one instruction moves, 16 bytes. An array may begin in the middle of one (a view, a stretch of the arena):
-// then they are moved one by one, by the same thread, so that no sum depends on where an array lies.
-template <typename T> struct alignas(16) Pack {
-  static constexpr int lanes = 16 / sizeof(T);
-  T item[lanes];
+// Neighbours that one instruction moves, 16 bytes unless said otherwise. An array may begin in the middle of one (a view, a stretch
+// of the arena), and the last one may not be whole: such are moved element by element, by the same thread, so that no sum depends
+// on where an array lies. `whole` says that all L of them are there, in one piece; else the first `count` are moved.
+template <typename T, int L = 16 / sizeof(T)> struct alignas(L * sizeof(T)) Pack {
+  static constexpr int lanes = L;
+  T item[L];
 };
-__device__ __forceinline__ bool aligned(const void* x) { return (u64)x % 16 == 0; }
-template <typename T> __device__ __forceinline__ Pack<T> load_pack(const T* x, bool whole) {
-  if (whole) return *reinterpret_cast<const Pack<T>*>(x);
-  Pack<T> pack;
+template <typename T, int L> __device__ __forceinline__ void load_pack(Pack<T, L>& pack, const T* x, bool whole, int count) {
+  if (whole) {
+    pack = *reinterpret_cast<const Pack<T, L>*>(x);
+    return;
+  }
 #pragma unroll
-  for (int k = 0; k < Pack<T>::lanes; ++k) pack.item[k] = x[k];
-  return pack;
+  for (int k = 0; k < L; ++k) pack.item[k] = x[k < count ? k : 0];
 }
+template <typename T, int L> __device__ __forceinline__ void store_pack(T* x, const Pack<T, L>& pack, bool whole, int count) {
+  if (whole) {
+    *reinterpret_cast<Pack<T, L>*>(x) = pack;
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < L; ++k)
+    if (k < count) x[k] = pack.item[k];
+}
+__device__ __forceinline__ bool aligned(const void* x) { return (u64)x % 16 == 0; }
 
 struct Plus {
   template <typename W> __device__ W operator()(W a, W b) const { return a + b; }

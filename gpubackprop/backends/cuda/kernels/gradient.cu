@@ -16,7 +16,8 @@ template <typename T, int BLOCK> __global__ void square_norm(const T* grad, doub
   bool whole = aligned(grad);
   i64 packs = n / LANES;
   for (i64 i = thread_index(); i < packs; i += thread_count()) {
-    Pack<T> pack = load_pack(grad + i * LANES, whole);
+    Pack<T> pack;
+    load_pack(pack, grad + i * LANES, whole, LANES);
 #pragma unroll
     for (int k = 0; k < LANES; ++k) add_square(static_cast<W>(pack.item[k]), sum, bad);
   }
