@@ -118,14 +118,19 @@ def captured(**options: Any) -> Training:
 @pytest.mark.parametrize("rule", RULES)
 def test_twenty_steps_are_those_of_the_function(rule: str) -> None:
     eager, training = Training(rule), Training(rule).compile()
-    assert training.losses(20) == eager.losses(20)
-    for found, expected in zip(training.weights(), eager.weights(), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    plain = Training(rule).compile(graph=False)
+    losses = training.losses(20)
+    assert losses == plain.losses(20)
+    np.testing.assert_allclose(losses, eager.losses(20), rtol=1e-5)
+    trainings = (training, plain, eager)
+    for found, same, close in zip(*(t.weights() for t in trainings), strict=True):
+        np.testing.assert_array_equal(found, same)
+        np.testing.assert_allclose(found, close, rtol=1e-3, atol=1e-5)
     assert training.cupy.launches >= 14, training.run.explain()
     words = training.run.explain()
     assert "calls are one launch with" in words
     assert "1 capture(s)" in words
-    assert eager.cupy.launches == 0
+    assert eager.cupy.launches == plain.cupy.launches == 0
 
 
 def test_a_step_is_one_launch_and_the_host_does_not_wait() -> None:
@@ -226,21 +231,21 @@ def test_numbers_on_the_device_follow_each_filling_in_order() -> None:
 
 
 def test_a_number_given_by_value_that_changes_is_captured_anew() -> None:
-    eager, training = Training("momentum"), Training("momentum").compile()
-    costs = [t.losses(12) for t in (eager, training)]
-    for t in (eager, training):
+    plain, training = Training("momentum").compile(graph=False), Training("momentum").compile()
+    costs = [t.losses(12) for t in (plain, training)]
+    for t in (plain, training):
         t.optimizer.param_groups[0]["momentum"] = 0.5
-    costs = [a + t.losses(8) for a, t in zip(costs, (eager, training), strict=True)]
+    costs = [a + t.losses(8) for a, t in zip(costs, (plain, training), strict=True)]
     assert costs[0] == costs[1]
     assert training.replay.launch.captures == 2
     assert len([p for p in training.cupy.pools if p() is not None]) == 1
 
 
 def test_a_number_given_by_value_that_always_changes_ends_the_attempts() -> None:
-    eager, training = Training("momentum"), Training("momentum").compile()
+    plain, training = Training("momentum").compile(graph=False), Training("momentum").compile()
     costs: list[list[float]] = [[], []]
     for i in range(20):
-        for found, t in zip(costs, (eager, training), strict=True):
+        for found, t in zip(costs, (plain, training), strict=True):
             t.optimizer.param_groups[0]["momentum"] = 0.9 - 0.01 * i
             found += t.losses(1)
     assert costs[0] == costs[1]
@@ -254,8 +259,9 @@ def test_a_number_given_by_value_that_always_changes_ends_the_attempts() -> None
 
 
 def test_products_that_cannot_be_captured_leave_the_step_as_it_was() -> None:
-    eager, training = Training(lt=False), Training(lt=False).compile()
-    assert training.losses(16) == eager.losses(16)
+    plain = Training(lt=False).compile(graph=False)
+    training = Training(lt=False).compile()
+    assert training.losses(16) == plain.losses(16)
     assert training.cupy.launches == 0
     launch = training.replay.launch
     assert launch.captures == 1  # tried once
@@ -302,11 +308,11 @@ def test_an_interruption_ends_the_capture_and_goes_on() -> None:
 
 
 def test_a_kernel_that_its_module_excludes_is_not_tried(monkeypatch: Any) -> None:
-    monkeypatch.setattr(graphs, "UNCAPTURABLE", frozenset({"gelu"}))
+    monkeypatch.setattr(graphs, "UNCAPTURABLE", frozenset({"layer_norm"}))
     training = Training().compile()
     training.losses(10)
     assert training.cupy.launches == 0 and len(training.cupy.streams) == 1
-    assert "(gelu) is one that cannot be captured" in training.run.explain()
+    assert "(layer_norm) is one that cannot be captured" in training.run.explain()
 
 
 def test_within_another_capture_a_step_is_launched_call_by_call() -> None:

@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -441,11 +442,11 @@ class GraphCuPy(fake_cupy.FakeCuPy):
                     break
         return wrapped
 
-    def product(self, plan: lt.Plan, run: Any, addresses: tuple[int, ...], rest: Any) -> None:
+    def product(self, plan: lt.Plan, run: Callable[[], None], addresses: tuple[int, ...]) -> None:
         """A product of cuBLASLt, which knows its arrays by their addresses."""
         graph = self.stream_now().graph
         if graph is None:
-            run(plan, *rest[:1], *addresses, *rest[1:])
+            run()
             return
         roots = [
             weakref.ref(r)
@@ -455,13 +456,13 @@ class GraphCuPy(fake_cupy.FakeCuPy):
         ]
         assert len(roots) >= len(addresses), "an argument of a product lies nowhere"
         if plan.workspace:
-            rest[0].workspace(plan.workspace)  # out of the pool of the capture
+            self._allocated((plan.workspace,), np.uint8)  # out of the pool of the capture
 
         def node() -> None:
             if any(r() is None for r in roots):
                 raise RuntimeError("cudaErrorIllegalAddress: an argument of a product was freed")
             eager = self.eager
-            run(plan, *rest[:1], *addresses, *rest[1:])
+            run()
             self.eager = eager
 
         graph.nodes.append(node)
@@ -525,20 +526,13 @@ def products_captured() -> Any:
     run = lt.Plan.run
 
     def captured(
-        plan: lt.Plan,
-        library: lt.CublasLt,
-        a: int,
-        b: int,
-        d: int,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        bias: int = 0,
+        plan: lt.Plan, library: lt.CublasLt, a: int, b: int, d: int, *rest: Any, **named: Any
     ) -> None:
         cupy = library._cupy
         if isinstance(cupy, GraphCuPy):
-            cupy.product(plan, run, (a, b, d), (library, alpha, beta, bias))
+            cupy.product(plan, partial(run, plan, library, a, b, d, *rest, **named), (a, b, d))
         else:
-            run(plan, library, a, b, d, alpha, beta, bias)
+            run(plan, library, a, b, d, *rest, **named)
 
     return mock.patch.object(lt.Plan, "run", captured)
 
