@@ -29,6 +29,9 @@ Code = Literal[
     "cuda-error",
     "no-libs",
     "no-headers",
+    "no-cudnn",
+    "two-cudnns",
+    "cudnn-error",
 ]
 
 # Names under which CuPy is distributed; all of them install the same package folder.
@@ -39,6 +42,10 @@ _OLDEST_CUPY = 14
 _DRIVER = {12: 525, 13: 580}
 _CAPABILITY = {12: (5, 0), 13: (7, 5)}
 _LIBRARIES = ("nvrtc", "cublas", "cublasLt")
+# cuDNN is optional: its front end, and the library for each CUDA major version.
+_FRONT_END = "nvidia-cudnn-frontend"
+_CUDNN = {12: "nvidia-cudnn-cu12", 13: "nvidia-cudnn-cu13"}
+_OLDEST_CUDNN = 91000  # as the library counts: 9.10.0
 _NO_DEVICE = 100  # cudaErrorNoDevice
 _MENDS = {
     802: "start the fabric manager (systemctl start nvidia-fabricmanager), then try again",
@@ -110,6 +117,50 @@ def devices() -> list[DeviceInfo]:
     if gpu_problem() is not None:
         return []
     return _devices(_runtime())
+
+
+@functools.cache
+def cudnn_problem() -> Problem | None:
+    """None when cuDNN can be used beside CuPy, else what stands in the way.
+
+    The answer is kept as that of :func:`gpu_problem` is.
+    """
+    problem = gpu_problem()
+    if problem is not None:
+        return problem
+    cuda = _runtime().runtimeGetVersion() // 1000
+    extra = f"cudnn{cuda}"
+    if importlib.util.find_spec("cudnn") is None:
+        return Problem("no-cudnn", "cuDNN's front end is not installed", _install(extra))
+    have = [name for name in _CUDNN.values() if _is_installed(name)]
+    wanted = _CUDNN.get(cuda)
+    if have and have != [wanted]:
+        return Problem(
+            "two-cudnns",
+            f"CuPy is for CUDA {cuda}, and the installed cuDNN is {', '.join(have)}",
+            f"pip uninstall -y {' '.join(have)} && {_install(extra)}",
+        )
+    try:
+        version = importlib.import_module("cudnn").backend_version()
+    except Exception as error:  # a front end without a library, or built for another ABI
+        return Problem(
+            "cudnn-error",
+            f"cuDNN does not load ({type(error).__name__}: {_one_line(error)})",
+            f"pip uninstall -y {' '.join([_FRONT_END, *have])} && {_install(extra)}",
+        )
+    if version < _OLDEST_CUDNN:
+        return Problem(
+            "no-cudnn",
+            f"cuDNN {cudnn_version(version)} is too old; {cudnn_version(_OLDEST_CUDNN)} or newer "
+            "is needed",
+            f"pip install --upgrade 'gpubackprop[{extra}]'",
+        )
+    return None
+
+
+def cudnn_version(number: int) -> str:
+    """A version of cuDNN 9 as people write it."""
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 def driver_version() -> int:
@@ -267,14 +318,15 @@ def _no_device() -> Problem:
 
 def _installed() -> list[str]:
     """The CuPy packages that are installed."""
-    found = []
-    for name in _WHEELS:
-        try:
-            importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        found.append(name)
-    return found
+    return [name for name in _WHEELS if _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _extra() -> str:

@@ -28,6 +28,7 @@ from gpubackprop.backends.cuda import geometry, sources
 from gpubackprop.backends.cuda.arrays import threshold_of
 from gpubackprop.backends.cuda.attention import CudaAttention
 from gpubackprop.backends.cuda.chains import CudaChains
+from gpubackprop.backends.cuda.choosing import Chooser, mode_of
 from gpubackprop.backends.cuda.convolution import CudaConvolution
 from gpubackprop.backends.cuda.fused import FusedKernels
 from gpubackprop.backends.cuda.graphs import CudaGraphs
@@ -35,6 +36,7 @@ from gpubackprop.backends.cuda.images import CudaImage
 from gpubackprop.backends.cuda.kernels import Kernels
 from gpubackprop.backends.cuda.memory import PoolMemory, lacks_memory, limit_pool, pool_state
 from gpubackprop.backends.cuda.norms import CudaNorm
+from gpubackprop.backends.cuda.overrides import CudnnKernels
 from gpubackprop.backends.cuda.products import CudaProducts
 from gpubackprop.backends.cuda.recurrent import CudaRecurrent
 from gpubackprop.backends.cuda.timing import EventClock
@@ -49,6 +51,7 @@ _HOST_ONLY = {"count", "detach"}
 
 
 class CUDABackend(
+    CudnnKernels,
     FusedKernels,
     FusedUpdates,
     CudaConvolution,
@@ -66,6 +69,9 @@ class CUDABackend(
     ----------
     index : number of the GPU, N of ``cuda:N``.
     numerics : see :class:`~gpubackprop.backends.base.Backend`.
+    cudnn : ``"auto"`` (where it is installed, each call's shapes are run by cuDNN or by the plain
+        kernel, whichever was measured to be faster), ``"always"`` or ``"never"``; None looks at
+        ``GPUBACKPROP_CUDNN`` and then takes ``"auto"``.
 
     Notes
     -----
@@ -77,10 +83,16 @@ class CUDABackend(
     faster_undetermined = frozenset({"scatter_take"})
     precision = ProductPrecision()
 
-    def __init__(self, index: int = 0, numerics: Numerics = "deterministic") -> None:
+    def __init__(
+        self,
+        index: int = 0,
+        numerics: Numerics = "deterministic",
+        cudnn: str | None = None,
+    ) -> None:
         cupy = importlib.import_module("cupy")
         super().__init__(cupy, "cupy", f"cuda:{index}", numerics)
         self.index = index
+        self.cudnn = Chooser(cupy, index, mode_of(cudnn), self.clock, self.lacks_memory)
         self.kernels = Kernels(cupy)
         self._gpu = cupy.cuda.Device(index)
         self._several = cupy.cuda.runtime.getDeviceCount() > 1

@@ -1,0 +1,219 @@
+"""Settling, for each call's shapes and policy, whether cuDNN or the plain kernel runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from gpubackprop.backends import detect
+from gpubackprop.backends.cuda.choices import Choice, Choices
+from gpubackprop.backends.cuda.cudnn import Library, Plan, Policy, UnsupportedError
+from gpubackprop.backends.cuda.cudnn_graphs import Operation
+from gpubackprop.backends.timing import Clock
+from gpubackprop.errors import ConfigError, DeviceError
+from gpubackprop.suggest import unknown
+from gpubackprop.version import __version__
+
+Mode = Literal["auto", "always", "never"]
+ENVIRONMENT_VARIABLE = "GPUBACKPROP_CUDNN"
+PLAIN, CUDNN = "plain", "cudnn"
+
+
+def mode_of(given: str | None) -> Mode:
+    """The mode from an argument, else from ``GPUBACKPROP_CUDNN``, else ``"auto"``.
+
+    Raises
+    ------
+    ConfigError
+        It is none of the modes.
+    """
+    name = given or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if name not in get_args(Mode):
+        source = "" if given else f" (from {ENVIRONMENT_VARIABLE})"
+        raise ConfigError(f"cudnn{source}: {unknown('mode', name, get_args(Mode))}")
+    return name  # type: ignore[return-value]
+
+
+class Chooser:
+    """Plans of cuDNN for the calls that it shall run.
+
+    Parameters
+    ----------
+    cupy : the CuPy module.
+    index : number of the GPU.
+    mode : ``"auto"`` measures both sides of each call once and keeps the faster; ``"always"`` takes
+        cuDNN wherever it has an engine; ``"never"`` does not load it.
+    clock : of the device.
+    lacks_memory : whether an error says that the device has no room.
+    folder : where the tables of choices are kept.
+
+    Raises
+    ------
+    DeviceError
+        The mode is ``"always"`` and cuDNN cannot be used: the cause, and what mends it.
+    """
+
+    def __init__(
+        self,
+        cupy: Any,
+        index: int,
+        mode: Mode,
+        clock: Callable[[], Clock],
+        lacks_memory: Callable[[BaseException], bool],
+        folder: Path | None = None,
+    ) -> None:
+        self.mode = mode
+        self._cupy, self._index, self._folder = cupy, index, folder
+        self._clock, self._lacks_memory = clock, lacks_memory
+        self._settled: dict[Hashable, Plan | None] = {}
+        self._lock = threading.RLock()
+        self._library: Library | None = None
+        self._choices: Choices | None = None
+        self._looked = mode == "never"
+        if mode == "always" and (problem := detect.cudnn_problem()):
+            raise DeviceError(
+                f"cudnn='always' on cuda:{index}: {problem.cause}; {problem.mend}, or leave the "
+                "choice to cudnn='auto'"
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a cuDNN to choose."""
+        if not self._looked:
+            with self._lock:
+                self._look()
+        return self._library is not None
+
+    @property
+    def library(self) -> Library:
+        """cuDNN, where there is one."""
+        assert self._library is not None
+        return self._library
+
+    def plan(
+        self,
+        kernel: str,
+        key: Hashable,
+        policy: Policy,
+        operation: Callable[[], Operation],
+        with_cudnn: Callable[[Plan], Any],
+        plain: Callable[[], Any],
+    ) -> Plan | None:
+        """The plan that runs a call; None where the plain kernel does.
+
+        Parameters
+        ----------
+        kernel : its name.
+        key : everything that `operation` depends on; made for every call.
+        policy : which engines may be taken.
+        operation : what cuDNN is asked for; called once for each key.
+        with_cudnn, plain : run the call by a plan of cuDNN, and without.
+        """
+        whole = (kernel, policy, key)
+        try:
+            return self._settled[whole]
+        except KeyError:
+            pass
+        if self._capturing():
+            return None  # nothing is built, measured or decided within a graph
+        with self._lock:
+            if whole not in self._settled:
+                found = self._settle(kernel, operation(), policy, with_cudnn, plain)
+                self._settled[whole] = found
+            return self._settled[whole]
+
+    def _settle(
+        self,
+        kernel: str,
+        operation: Operation,
+        policy: Policy,
+        with_cudnn: Callable[[Plan], Any],
+        plain: Callable[[], Any],
+    ) -> Plan | None:
+        if self.mode == "always":
+            try:
+                return self.library.plan(operation, policy)
+            except UnsupportedError:
+                return None
+        choices, call = self.choices(), describe(kernel, operation, policy)
+        known = choices.known(call)
+        if known is not None and known.use != CUDNN:
+            return None
+        try:
+            plan = self.library.plan(operation, policy)
+        except UnsupportedError as error:
+            choices.keep(call, Choice(PLAIN, {}, f"cuDNN: {error}"))
+            return None
+        if known is None:
+            candidates = {PLAIN: plain, CUDNN: lambda: with_cudnn(plan)}
+            known = choices.measure(call, candidates, self._clock(), self._lacks_memory)
+        return plan if known.use == CUDNN else None
+
+    def choices(self) -> Choices:
+        """The table of this device, with these versions of the libraries."""
+        if self._choices is None:
+            runtime = self._cupy.cuda.runtime
+            properties = runtime.getDeviceProperties(self._index)
+            versions = {
+                "gpubackprop": __version__,
+                "cupy": str(self._cupy.__version__),
+                "driver": str(runtime.driverGetVersion()),
+                **self.library.versions(),
+            }
+            name = properties["name"].decode(errors="replace")
+            self._choices = Choices(name, versions, self._folder)
+        return self._choices
+
+    def _look(self) -> None:
+        if self._looked:
+            return
+        self._looked = True
+        if detect.cudnn_problem() is not None:
+            return
+        library = Library(importlib.import_module("cudnn"), self._cupy)
+        try:
+            library.start()
+        except RuntimeError as error:
+            words = " ".join(str(error).split())
+            if self.mode == "always":
+                raise DeviceError(
+                    f"cudnn='always' on cuda:{self._index}: cuDNN does not start: {words}"
+                ) from error
+            warnings.warn(
+                f"cuDNN does not start on cuda:{self._index}: {words}; convolutions and attention "
+                "run without it (GPUBACKPROP_CUDNN=never says so beforehand)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return
+        self._library = library
+
+    def _capturing(self) -> bool:
+        try:
+            return bool(self._cupy.cuda.get_current_stream().is_capturing())
+        except RuntimeError:  # another stream is being captured, and this one would break it
+            return True
+
+
+def describe(kernel: str, operation: Operation, policy: Policy) -> str:
+    """A call in words, as tables of choices have it."""
+    arrays = " ".join(
+        f"{'x'.join(map(str, t.shape))}/{'x'.join(map(str, t.strides))}" for t in operation.tensors
+    )
+    options = " ".join(_words(option) for option in operation.options)
+    dtype = operation.tensors[0].dtype
+    numerics = "deterministic" if policy.deterministic else "native"
+    precision = "tf32 " if policy.tf32 and dtype == "float32" else ""
+    return " ".join(f"{kernel} {dtype} {precision}{numerics} {arrays} {options}".split())
+
+
+def _words(option: Any) -> str:
+    fields = getattr(option, "_asdict", None)
+    if fields is None:
+        return repr(option)
+    return " ".join(f"{name}={value}".replace(" ", "") for name, value in fields().items())
