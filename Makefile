@@ -18,7 +18,7 @@ CUDA ?= 13
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help train test peers kernels test-gpu lint format bench bench-cpu clean FORCE
+.PHONY: help train test peers kernels cudnn test-gpu lint format bench bench-cpu clean FORCE
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -34,6 +34,9 @@ peers: $(VENV)/.installed-test $(VENV)/.installed-peers ## compare with PyTorch 
 
 kernels: $(VENV)/.installed-test $(VENV)/.installed-kernels ## compile every CUDA source; needs no GPU
 	$(BIN)/python -m pytest -n $(JOBS) --require nvrtc tests/backends/test_cuda_compile.py tests/backends/test_detect.py $(ARGS)
+
+cudnn: $(VENV)/.installed-test $(VENV)/.installed-cudnn$(CUDA) ## let cuDNN check every graph that it is given; needs no GPU, and 500 MB
+	$(BIN)/python -m pytest --require cudnn tests/backends/test_cudnn_graphs.py $(ARGS)
 
 test-gpu: $(VENV)/.installed-test $(VENV)/.installed-cuda$(CUDA) ## run the GPU tests; fails without a GPU
 	$(BIN)/python -m pytest -m gpu --require gpu $(ARGS)

@@ -4,8 +4,8 @@ surroundings.
 Tests that need a GPU carry ``@pytest.mark.gpu``, those that read real data use the fixtures below,
 and those that compare with PyTorch or scikit-learn carry ``@pytest.mark.peers`` and begin with
 ``pytest.importorskip``. Where the thing is absent they show as skipped, with the cause. ``--require
-gpu`` (or ``peers``, ``data``, ``nvrtc``) turns that into an error: a run that was started for their
-sake must not pass without them.
+gpu`` (or ``peers``, ``data``, ``nvrtc``, ``cudnn``) turns that into an error: a run that was started
+for their sake must not pass without them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Tests name their devices; the developer's choice must not change what they test.
 os.environ.pop("GPUBACKPROP_DEVICE", None)
+# Tests of cuDNN ask for it by argument. It must not find its way behind a stand-in for CuPy.
+os.environ["GPUBACKPROP_CUDNN"] = "never"
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -46,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require",
         action="append",
         default=[],
-        choices=["data", "gpu", "nvrtc", "peers"],
+        choices=["cudnn", "data", "gpu", "nvrtc", "peers"],
         help="end with an error, instead of skipped tests, where this is absent",
     )
 
@@ -55,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return  # a worker process: the first process has looked already
     absent = {
+        "cudnn": cudnn_absent,
         "data": data_absent,
         "gpu": gpu_absent,
         "nvrtc": nvrtc_absent,
@@ -97,6 +100,15 @@ def nvrtc_absent() -> str:
         return f"no CUDA run-time compiler: {error} (make kernels installs it)"
     headers = pathfinder.find_nvidia_header_directory("cudart")
     return "" if headers else "no CUDA headers (make kernels installs them)"
+
+
+def cudnn_absent() -> str:
+    """Why cuDNN cannot check graphs here, or nothing. It needs no GPU for that."""
+    try:
+        importlib.import_module("cudnn").backend_version()
+    except (ImportError, RuntimeError) as error:
+        return f"no cuDNN: {error} (make cudnn installs it)"
+    return ""
 
 
 def data_absent() -> str:

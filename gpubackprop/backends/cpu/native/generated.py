@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from gpubackprop.backends.caches import cache_folder
 from gpubackprop.backends.chains.expressions import BOOL, Node
 from gpubackprop.backends.chains.layouts import COLUMNS, EACH, FLAT, ROWS, SCALAR, SPREAD, VIEW
 from gpubackprop.backends.cpu.native import abi, mathematics
@@ -250,16 +251,7 @@ def fingerprint() -> str:
 @functools.cache
 def folder() -> Path:
     """Where loops are kept: the first place of the list that can be written."""
-    chosen = os.environ.get("GPUBACKPROP_CACHE")
-    if chosen:
-        base = Path(chosen)
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", tempfile.gettempdir())) / "gpubackprop"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches" / "gpubackprop"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpubackprop"
-    place = base / f"loops-{__version__}-{fingerprint()}"
+    place = cache_folder() / f"loops-{__version__}-{fingerprint()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
         if os.access(place, os.W_OK):
