@@ -104,6 +104,20 @@ def test_a_batch_that_cannot_be_put_takes_no_place() -> None:
     np.testing.assert_array_equal(backend.to_numpy(staging.take()[1]), batch(1)[1])
 
 
+def test_copies_wait_for_whoever_had_their_memory_before(monkeypatch: Any) -> None:
+    backend, cupy = device()
+    staging = backend.staging()
+    assert staging is not None
+    before = backend.empty((4096,), np.uint8)
+    cupy.main.late, cupy.streams[-1].late = True, False
+    cupy.main.do(lambda: before.on_host.fill(0x55))  # work on it that is not done yet
+    monkeypatch.setattr(backend, "empty", lambda shape, dtype: before)  # as a pool gives it again
+    staging.put(batch(3))
+    (x, _) = staging.take()
+    cupy.main.synchronize()
+    np.testing.assert_array_equal(x.on_host, batch(3)[0])
+
+
 def test_what_was_put_and_forgotten_is_waited_for_by_the_work_that_gets_its_memory() -> None:
     backend, cupy = device()
     staging = backend.staging()
