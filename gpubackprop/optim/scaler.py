@@ -72,7 +72,7 @@ class GradScaler:
         self._growth = backend.zeros((), COUNT)  # finite steps since the scale last changed
         self._skipped = backend.zeros((), COUNT)
         self._found = backend.zeros((), np.dtype(bool))  # something not finite, since `update`
-        self._squares = backend.zeros((), np.dtype(np.float64))
+        self._norm = backend.zeros((), SCALE)
         self._nothing = backend.zeros((), np.dtype(bool))
         self._unscaled: set[int] = set()
 
@@ -110,11 +110,11 @@ class GradScaler:
             backend.multiply(g, backend.astype(inverse, g.dtype), out=g)
 
     def look(self, optimizer: Optimizer) -> tuple[Array, Array]:
-        """Whether a gradient is infinite or NaN, and the sum of all gradients' squares as they are.
+        """Whether a gradient is infinite or NaN, and the norm of all gradients as they are.
 
         Returns
         -------
-        found, squares : 0-d arrays of the device, bool and float64. They are kept for
+        found, norm : 0-d arrays of the device, bool and float32. They are kept for
             :meth:`take_step`, and overwritten by the next look.
         """
         kernels = self.backend
@@ -127,8 +127,9 @@ class GradScaler:
             squares = part if squares is None else kernels.add(squares, part)
         kernels.copyto(self._found, found)
         if squares is not None:
-            kernels.copyto(self._squares, squares)
-        return self._found, self._squares
+            norm = kernels.sqrt(squares)  # of float64: squares of float32 may overflow
+            kernels.copyto(self._norm, kernels.astype(kernels.asarray(norm), SCALE))
+        return self._found, self._norm
 
     def step(self, optimizer: Optimizer, max_norm: float | None = None) -> None:
         """Update the parameters by the unscaled gradients, or skip the step where one of them is
@@ -151,9 +152,7 @@ class GradScaler:
         if max_norm is not None:
             if not max_norm >= 0:
                 raise ConfigError(f"GradScaler.step: max_norm must not be negative, not {max_norm}")
-            norm = kernels.sqrt(self._squares)
-            if factor is not None:
-                norm = kernels.multiply(norm, factor)
+            norm = self._norm if factor is None else kernels.multiply(self._norm, factor)
             clip = kernels.minimum(kernels.divide(max_norm, kernels.add(norm, 1e-6)), 1.0)
             factor = clip if factor is None else kernels.multiply(factor, clip)
         if factor is not None:
@@ -248,7 +247,7 @@ class GradScaler:
     def snapshot(self) -> Callable[[], None]:
         """Keep the state in memory; the result puts it back."""
         kernels = self.backend
-        arrays = (self._scale, self._growth, self._skipped, self._found, self._squares)
+        arrays = (self._scale, self._growth, self._skipped, self._found, self._norm)
         kept = [(a, kernels.copy(a)) for a in arrays]
         unscaled = set(self._unscaled)
 
