@@ -485,14 +485,14 @@ def test_without_the_library_products_are_the_same(cuda, library, dtype, shapes)
 
 
 def test_a_refusal_at_the_last_moment(cuda, library):
-    x1, x2 = (cuda.asarray(random((3, 3), seed=i)) for i in range(2))
+    x1, x2, y = (cuda.asarray(random((3, 3), seed=i)) for i in range(3))
     library.set("refuse", 3)
     with pytest.warns(RuntimeWarning, match="refuses the product of float32"):
-        y = cuda.matmul(x1, x2)
+        cuda.matmul(x1, x2, out=y)
     close(cuda.to_numpy(y), wide(cuda.to_numpy(x1)) @ wide(cuda.to_numpy(x2)), "float32", 3)
     library.set("refuse", 0)
     calls = library("calls")
-    cuda.matmul(x1, x2)
+    cuda.matmul(x1, x2, out=y)
     assert library("calls") == calls, "it was asked again"
 
 
