@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpubackprop.backends.cuda import matrices
-from gpubackprop.backends.cuda.arrays import DeviceArrays
+from gpubackprop.backends.cuda import contraction, matrices
 from gpubackprop.backends.cuda.lt import CublasLt, LtError, Plan, RefusedError
 from gpubackprop.backends.cuda.matrices import Copies, View
+from gpubackprop.backends.cuda.plain_products import CupyProducts, result_shape
 from gpubackprop.backends.primitives import Array, Shape
 
 MULTIPLY = frozenset(
@@ -60,7 +60,7 @@ class _Ready(NamedTuple):
     copies: Copies = Copies(False, False, False)
 
 
-class CudaProducts(DeviceArrays):
+class CudaProducts(CupyProducts):
     """Overrides of the kernels that are products.
 
     Notes
@@ -101,7 +101,7 @@ class CudaProducts(DeviceArrays):
 
     def einsum(self, subscripts: str, *operands: Array) -> Array:
         if len(operands) == 2 and self._product_library() is not None:
-            y = self._einsum_as_product(subscripts, *operands)
+            y = contraction.as_product(self, subscripts, *operands)
             if y is not None:
                 return y
         return super().einsum(subscripts, *operands)
@@ -230,7 +230,7 @@ class CudaProducts(DeviceArrays):
         copied: bool,
     ) -> _Ready:
         """How to make a product of arrays like these."""
-        shapes = _result_shape(x1.shape, x2.shape)
+        shapes = result_shape(x1.shape, x2.shape)
         names = x1.dtype.name, x2.dtype.name
         if shapes is None or not set(names) <= matrices.TYPES.keys():
             return _Ready()
@@ -328,110 +328,9 @@ class CudaProducts(DeviceArrays):
             _warn(f"{error}; this product on {self.device} is CuPy's, without CUDA graphs")
         return _Ready()
 
-    def _product_by_cupy(self, x1: Array, x2: Array, out: Array | None) -> Array:
-        self._set_cupy_precision()
-        if out is not None and self._is_array(x1) and out.dtype != x1.dtype:
-            return self._fill(out, self._product_by_cupy(x1, x2, None))
-        ndims = (getattr(x1, "ndim", 0), getattr(x2, "ndim", 0))
-        if ndims[0] > 2 and ndims[1] == 2 and x1.flags.c_contiguous:
-            # As one product of two matrices: CuPy copies transposed operands of batches.
-            rows = x1.reshape(math.prod(x1.shape[:-1]), x1.shape[-1])
-            shape = (*x1.shape[:-1], x2.shape[1])
-            if out is None:
-                return super().matmul(rows, x2).reshape(shape)
-            if out.shape == shape and out.flags.c_contiguous:
-                super().matmul(rows, x2, out=out.reshape(len(rows), shape[-1]))
-                return out
-        if max(ndims) > 2 and x1.dtype.name == x2.dtype.name == "bfloat16":
-            return self._product_one_by_one(x1, x2, out)
-        return super().matmul(x1, x2, out=out)
-
-    def _product_one_by_one(self, x1: Array, x2: Array, out: Array | None) -> Array:
-        """A batch of bfloat16, of which CuPy multiplies no more than one at a time."""
-        shapes = _result_shape(x1.shape, x2.shape)
-        if shapes is None or x1.ndim < 2 or x2.ndim < 2:
-            return super().matmul(x1, x2, out=out)
-        shape = shapes[0]
-        y = self.empty(shape, x1.dtype) if out is None else out
-        lead = shape[:-2]
-        x1 = self.broadcast_to(x1, (*lead, *x1.shape[-2:]))
-        x2 = self.broadcast_to(x2, (*lead, *x2.shape[-2:]))
-        for at in np.ndindex(*lead):
-            super().matmul(x1[at], x2[at], out=y[at])
-        return y
-
-    def _set_cupy_precision(self) -> None:
-        """CuPy's precision is a setting of the process, which starts as an environment variable
-        says; a product here has that of its backend."""
-        core = getattr(self.xp, "_core", None)
-        linalg = getattr(core, "_routines_linalg", None)
-        if linalg is not None:
-            fast = self.precision == "tf32"
-            kind = linalg.COMPUTE_TYPE_TF32 if fast else linalg.COMPUTE_TYPE_DEFAULT
-            linalg.set_compute_type(np.dtype(np.float32), kind)
-
-    # Einstein summation.
-    def _einsum_as_product(self, subscripts: str, x1: Array, x2: Array) -> Array | None:
-        """A sum over two operands as a batch of matrix products; None where it is none."""
-        left, _, result = subscripts.partition("->")
-        terms = left.split(",")
-        if any(len(set(term)) != len(term) for term in (*terms, result)):
-            return None
-        sizes: dict[str, int] = {}
-        for term, x in zip(terms, (x1, x2), strict=True):
-            if not self._is_array(x) or x.dtype.name not in matrices.TYPES or len(term) != x.ndim:
-                return None
-            for letter, n in zip(term, x.shape, strict=True):
-                if sizes.setdefault(letter, n) != n:
-                    return None
-        found = []
-        for mine, other, x in ((terms[0], terms[1], x1), (terms[1], terms[0], x2)):
-            alone = tuple(i for i, c in enumerate(mine) if c not in other and c not in result)
-            found.append(self.sum(x, axis=alone) if alone else x)
-        first, second = ("".join(c for c in t if c in result or c in o) for t, o in _pairs(terms))
-        batch = [c for c in first if c in second and c in result]
-        inner = [c for c in first if c in second and c not in result]
-        rows = [c for c in first if c not in second]
-        columns = [c for c in second if c not in first]
-
-        def spread(x: Array, term: str, *groups: list[str]) -> Array:
-            axes = [term.index(c) for group in groups for c in group]
-            lead = tuple(sizes[c] for c in batch)
-            joined = (math.prod(sizes[c] for c in group) for group in groups[1:])
-            return self.reshape(self.transpose(x, axes), (*lead, *joined))
-
-        y = self.matmul(
-            spread(found[0], first, batch, rows, inner),
-            spread(found[1], second, batch, inner, columns),
-        )
-        order = [*batch, *rows, *columns]
-        y = self.reshape(y, tuple(sizes[c] for c in order))
-        return self.transpose(y, [order.index(c) for c in result])
-
-
-def _pairs(terms: list[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    return (terms[0], terms[1]), (terms[1], terms[0])
-
 
 def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=4)
-
-
-def _result_shape(first: Shape, second: Shape) -> tuple[Shape, Shape] | None:
-    """The shape of a product, and with the axes that a vector lacks; None where there is none."""
-    if not first or not second:
-        return None
-    a = first if len(first) > 1 else (1, *first)
-    b = second if len(second) > 1 else (*second, 1)
-    if a[-1] != b[-2]:
-        return None
-    try:
-        lead = np.broadcast_shapes(a[:-2], b[:-2])
-    except ValueError:
-        return None
-    rows = a[-2:-1] if len(first) > 1 else ()
-    columns = b[-1:] if len(second) > 1 else ()
-    return (*lead, *rows, *columns), (*lead, a[-2], b[-1])
 
 
 def _common(first: np.dtype, second: np.dtype) -> np.dtype | None:
