@@ -19,11 +19,11 @@ def as_product(K: ArrayBackend, subscripts: str, x1: Array, x2: Array) -> Array 
     terms = left.split(",")
     if any(len(set(term)) != len(term) for term in (*terms, result)):
         return None  # a diagonal
+    if not all(isinstance(x, K.array_type) for x in (x1, x2)):
+        return None
     sizes: dict[str, int] = {}
-    operands: tuple[Array, Array] = (x1, x2)
-    for term, x in zip(terms, operands, strict=True):
-        known = isinstance(x, K.array_type) and x.dtype.name in matrices.TYPES
-        if not known or len(term) != x.ndim:
+    for term, x in zip(terms, (x1, x2), strict=True):
+        if x.dtype.name not in matrices.TYPES or len(term) != x.ndim:
             return None
         for letter, n in zip(term, x.shape, strict=True):
             if sizes.setdefault(letter, n) != n:
