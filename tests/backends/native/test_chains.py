@@ -12,27 +12,18 @@ pytest.importorskip("numba")
 
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.chains.chain import Chain, Operand, Result, Step, eligible, traced
-from gpubackprop.backends.chains.expressions import COMPARE, ELEMENTWISE, LOGIC, UNARY, UnfitError
+from gpubackprop.backends.chains.expressions import ELEMENTWISE, UnfitError
 from gpubackprop.backends.chains.layouts import FLAT, Table, table
 from gpubackprop.backends.cpu.native.chains import lower_chain
 from gpubackprop.backends.cpu.native.engine import Program
 from gpubackprop.backends.cpu.native.lowering import Site, load
 from gpubackprop.backends.live import marked
+from tests.backends.support.chain_cases import ONE, SPECIAL, TWO, numbers_and_kinds
 
 TABLE = load()
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(3)
 X, DY = (Operand("input", k) for k in range(2))
-SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 80.0, -80.0, 0.3], np.float32)
-
-ONE = sorted((set(UNARY) - {"gelu_slope"}) | {
-    "relu", "leaky_relu", "elu", "gelu_tanh", "silu", "softplus", "isfinite", "isnan", "copy",
-})  # fmt: skip
-TWO = [
-    "add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "arctan2", *COMPARE,
-    "relu_backward", "sigmoid_backward", "tanh_backward", "leaky_relu_backward", "elu_backward",
-    "gelu_backward", "gelu_tanh_backward", "silu_backward",
-]  # fmt: skip
 
 
 def normal(*shape):
@@ -114,29 +105,7 @@ def test_no_axes():
 
 def test_numbers_are_weak():
     x, n = normal(9), RNG.integers(-5, 5, 9)
-    whole, positive, y = (Operand("input", k) for k in (1, 2, 3))
-    calls = [
-        (kernel, *args)
-        for args in ((X, 2), (2.5, X), (X, -0.0), (whole, 3), (4, whole), (whole, whole))
-        for kernel in ("subtract", "maximum", "less")
-    ]
-    calls += [
-        ("power", X, 3),
-        ("not_equal", whole, -100),
-        ("where", positive, X, 0),
-        ("where", positive, 1.5, X),
-        ("clip", X, -0.5, 1),
-        ("clip", X, None, y),
-        ("leaky_relu", X, 0.2),
-        ("elu", X, 0.5),
-        ("dropout_backward", X, positive, 0.25),
-        ("add", positive, X),
-        ("astype", positive, np.dtype(np.float32)),
-        ("astype", whole, np.dtype(np.float32)),
-        ("astype", X, np.dtype(bool)),
-        *((kernel, positive, X)[: 2 if kernel == "logical_not" else 3] for kernel in LOGIC),
-    ]
-    check_calls((x, n, x > 0, normal(9)), calls)
+    check_calls((x, n, x > 0, normal(9)), numbers_and_kinds())
     check("elu", x, alpha=0.5)
 
 
