@@ -133,6 +133,32 @@ def test_twenty_steps_are_those_of_the_function(rule: str) -> None:
     assert eager.cupy.launches == plain.cupy.launches == 0
 
 
+def test_a_language_model_is_one_launch() -> None:
+    """Embeddings, whose gradient sorts, and attention."""
+    found = []
+    for options in ({"graph": False}, {"graph": True}):
+        backend, cupy = device()
+        g = gb.Generator(4)
+        net = nn.TransformerLM(11, 16, 1, 2, 8, dropout=0.2, generator=g).to(backend)
+        optimizer = optim.AdamW(net.parameters(), lr=0.01)
+
+        def step(x: Any, y: Any, net: Any = net, optimizer: Any = optimizer) -> Any:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x).reshape((-1, 11)), y.reshape((-1,)))
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run, rng = gb.compile(step, **options), np.random.default_rng(3)
+        losses = []
+        for _ in range(10):
+            x, y = (gb.tensor(a, device=backend) for a in rng.integers(0, 11, (2, 3, 8)))
+            losses.append(run(x, y).item())
+        found.append((losses, [p.numpy().tobytes() for p in net.parameters()]))
+        assert (cupy.launches > 3) == options["graph"], run.explain()
+    assert found[0] == found[1]
+
+
 def test_a_step_is_one_launch_and_the_host_does_not_wait() -> None:
     training = captured()
     batch = training.batch()

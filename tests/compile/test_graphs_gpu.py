@@ -12,6 +12,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn, optim
 from gpubackprop.backends import get_backend
+from gpubackprop.backends.cuda.backend import MOST_RANKED
 from gpubackprop.compile.graph import WARM_UPS
 from gpubackprop.errors import CompileError
 from gpubackprop.nn import functional as F  # noqa: N812
@@ -163,6 +164,7 @@ def test_products_sums_and_joins_can_be_captured(cuda: Any) -> None:
     x = cuda.asarray(rng.standard_normal((64, 32)).astype(np.float32))
     w = cuda.asarray(rng.standard_normal((16, 32)).astype(np.float32))
     flat = cuda.reshape(x, (-1,))
+    places = cuda.asarray(rng.integers(0, 9, 64))
     parts = [x] * 20
     calls = {
         "matmul": lambda: cuda.matmul(x, w.T),
@@ -171,6 +173,7 @@ def test_products_sums_and_joins_can_be_captured(cuda: Any) -> None:
         "sum": lambda: cuda.sum(x),
         "sum of rows": lambda: cuda.sum(x, axis=0),
         "max": lambda: cuda.max(x, axis=1),
+        "scatter_take": lambda: cuda.scatter_take(x, places, 0, 9),
         "argmax": lambda: cuda.argmax(x, axis=1),
         "concatenate": lambda: cuda.concatenate(parts),
         "transpose": lambda: cuda.copy(x.T),
@@ -187,6 +190,18 @@ def test_products_sums_and_joins_can_be_captured(cuda: Any) -> None:
         launchable.launch()
         np.testing.assert_array_equal(cuda.to_numpy(out), expected, err_msg=name)
     assert not found
+
+
+@pytest.mark.parametrize("count", [1, 300, 16384, MOST_RANKED, MOST_RANKED + 1])
+def test_sums_by_key_are_those_of_a_stable_sort_on_either_way(cuda: Any, count: int) -> None:
+    rng = np.random.default_rng(count)
+    keys, dy = rng.integers(0, 500, count), rng.standard_normal((count, 3))
+    order = cuda.to_numpy(cuda._order_of(cuda.asarray(keys), 500))
+    np.testing.assert_array_equal(order, np.argsort(keys, kind="stable"))
+    found = cuda.to_numpy(cuda.scatter_take(cuda.asarray(dy), cuda.asarray(keys), 0, 500))
+    expected = np.zeros((500, 3))
+    np.add.at(expected, keys, dy)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_sixty_four_fillings_that_nobody_waits_for_keep_their_order(cuda: Any) -> None:

@@ -104,6 +104,19 @@ def over_segments(outer: int, size: int, count: int, tail: int) -> tuple[int, in
     return width, depth, Launch(min(tiles, _MAX_ROW_BLOCKS))
 
 
+def over_ranks(count: int) -> tuple[int, Launch]:
+    """How `count` > 0 keys are compared with each other.
+
+    Returns
+    -------
+    parts : into how many stretches the other keys are cut, so that few keys too keep a GPU busy.
+    launch : the launch.
+    """
+    blocks = _ceil(count, BLOCK)
+    parts = min(blocks, max(_COLUMN_BLOCKS // blocks, 1), WARP)
+    return parts, Launch(min(blocks * parts, _MAX_ROW_BLOCKS))
+
+
 def _ceil(n: int, d: int) -> int:
     return -(-n // d)
 
