@@ -16,6 +16,7 @@ from gpubackprop.backends import Array, Shape
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.composites import normalize_axes
 from gpubackprop.backends.cpu.backend import NumPyBackend
+from gpubackprop.backends.updates import Updates
 
 
 class StandInArray:
@@ -91,6 +92,17 @@ class _Namespace:
         return StandInArray(np.array(data, dtype))
 
 
+def _on_the_device(name: str) -> Any:
+    """An update whose learning rate, step, scale and flag may be arrays that the host cannot
+    read."""
+
+    @functools.wraps(getattr(Updates, name))
+    def update(self: StandInBackend, *args: Any, **options: Any) -> None:
+        _call(getattr(self._host, name), *args, **options)
+
+    return update
+
+
 class StandInBackend(ArrayBackend):
     """Kernels on :class:`StandInArray`: primitives by NumPy, other kernels by their definition."""
 
@@ -132,6 +144,11 @@ class StandInBackend(ArrayBackend):
         result = np.zeros(dy.shape[:axis] + (size,) + dy.shape[axis + indices.ndim :], dy.dtype)
         np.add.at(result, (slice(None),) * axis + (places,), rows)
         return StandInArray(result)
+
+    sgd_update = _on_the_device("sgd_update")
+    adagrad_update = _on_the_device("adagrad_update")
+    rmsprop_update = _on_the_device("rmsprop_update")
+    adam_update = _on_the_device("adam_update")
 
 
 def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
