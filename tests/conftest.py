@@ -4,7 +4,7 @@ surroundings.
 Tests that need a GPU carry ``@pytest.mark.gpu``, those that read real data use the fixtures below,
 and those that compare with PyTorch or scikit-learn carry ``@pytest.mark.peers`` and begin with
 ``pytest.importorskip``. Where the thing is absent they show as skipped, with the cause. ``--require
-gpu`` (or ``peers``, ``data``, ``nvrtc``, ``cudnn``) turns that into an error: a run that was started
+gpu`` (or ``peers``, ``data``, ``nvrtc``, ``cudnn``) turns that into an error: a run that is started
 for their sake must not pass without them.
 """
 

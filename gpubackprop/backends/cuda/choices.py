@@ -148,7 +148,7 @@ class Choices:
             table = read(self.path)
             if (table.device, table.versions) != (self.device, self.versions):
                 raise ValueError(f"it is a table of {table.device} with {table.versions}")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError) as error:
             self._warn(f"cannot be used ({error}); its shapes are measured anew")

@@ -38,6 +38,13 @@ status cuGetErrorName(int error, const char **text) {
 
 static status refuse(void) { return 100; }
 
+/* What cuDNN's libraries are linked with; nothing of it is called before a device is used. */
+status cuModuleLoadData(void) { return refuse(); }
+status cuModuleUnload(void) { return refuse(); }
+status cuModuleGetFunction(void) { return refuse(); }
+status cuTensorMapEncodeTiled(void) { return refuse(); }
+status cuTensorMapEncodeIm2col(void) { return refuse(); }
+
 typedef void (*entry)(void);
 
 /* The CUDA runtime looks every function up here by name, and refuses a driver that lacks any. */
