@@ -47,7 +47,11 @@ def outcome(run: Trainer) -> tuple[list[float], list[bytes]]:
 
 
 @needs_compilers
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}], ids=["whole", "pieces"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate": 2}, {"precision": "bf16-mixed"}, {"precision": "fp16-mixed"}],
+    ids=lambda options: str(next(iter(options.values()), "whole")),
+)
 def test_a_run_of_launches_is_that_of_plain_calls_bit_for_bit(options: dict[str, Any]) -> None:
     with graph_cupy.products_captured():
         found = []
