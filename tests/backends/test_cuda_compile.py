@@ -10,9 +10,15 @@ from __future__ import annotations
 import importlib
 import re
 
+import numpy as np
 import pytest
 
-from gpubackprop.backends.cuda import sources
+from gpubackprop.backends.chains.chain import Operand, Step, traced
+from gpubackprop.backends.chains.layouts import FLAT
+from gpubackprop.backends.cuda import chain_source, chains, sources
+from gpubackprop.backends.cuda.chain_source import ChainSource, Number, Written
+from gpubackprop.backends.live import marked
+from tests.backends.support.chain_cases import ONE, TWO, numbers_and_kinds
 
 # sm_75 is the oldest that NVRTC 13 compiles for, sm_120 the newest GPU of today.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -42,9 +48,17 @@ needs_nvrtc = pytest.mark.skipif(NVRTC is None, reason=REASON or "NVRTC is there
 
 
 def compile_file(file: str, element: str, architecture: int) -> dict[str, str]:
-    """Compile as CuPy does; return the binary's name of every instantiation."""
+    """Compile a file as CuPy does; return the binary's name of every instantiation."""
     expressions = sources.instantiations(file, element)
-    program = NVRTC.createProgram(sources.source(file, element), f"{file}.cu", (), ())
+    what = f"{file}.cu for {element}"
+    return compile_code(sources.source(file, element), expressions, architecture, what)
+
+
+def compile_code(
+    code: str, expressions: tuple[str, ...], architecture: int, what: str
+) -> dict[str, str]:
+    """Compile kernels as CuPy does; return the binary's name of each."""
+    program = NVRTC.createProgram(code, "kernels.cu", (), ())
     try:
         for expression in expressions:
             NVRTC.addNameExpression(program, expression)
@@ -59,9 +73,7 @@ def compile_file(file: str, element: str, architecture: int) -> dict[str, str]:
         try:
             NVRTC.compileProgram(program, options)
         except NVRTC.NVRTCError:
-            pytest.fail(
-                f"{file}.cu for {element}, sm_{architecture}:\n{NVRTC.getProgramLog(program)}"
-            )
+            pytest.fail(f"{what}, sm_{architecture}:\n{NVRTC.getProgramLog(program)}")
         log = NVRTC.getProgramLog(program)
         assert "warning" not in log, log
         binary = NVRTC.getCUBIN(program)
@@ -78,18 +90,68 @@ def compile_file(file: str, element: str, architecture: int) -> dict[str, str]:
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids="sm_{}".format)
 @pytest.mark.parametrize("file", sources.FILES)
-def test_compiles_for_floats(file, architecture):
-    compile_file(file, "float", architecture)
-    if architecture in (ARCHITECTURES[0], ARCHITECTURES[-1]):
-        compile_file(file, "double", architecture)
+def test_every_kernel_compiles(file, architecture):
+    for element in sources.elements(file):
+        compile_file(file, element, architecture)
+
+
+# Kernels that are written at run time: every operation in every dtype, every way to add up.
+X, Y, N, B = (Operand("input", k) for k in range(4))
+
+
+def written(dtype: np.dtype, hows: tuple[str, ...], live: bool = False) -> ChainSource:
+    """A chain with some results reduced, of every elementwise operation where none is."""
+    steps = [Step("gelu_backward", (X, Y)), Step("where", (B, X, 0.0)), Step("less", (N, 3))]
+    if not hows:
+        steps += [Step(kernel, (X,)) for kernel in ONE] + [Step(kernel, (X, Y)) for kernel in TWO]
+        places = {0: X, 1: N, 2: B, 3: Y}
+        for kernel, *args in numbers_and_kinds(dtype):
+            given = (places[a.place] if isinstance(a, Operand) else a for a in args)
+            steps.append(Step(kernel, tuple(given)))
+    rate = Step("multiply", (X, marked(0.5, 0) if live else 0.5))
+    steps += [rate, Step("add", (N, marked(3, 1) if live else 3))]
+    dtypes = [dtype, dtype, np.dtype(np.int64), np.dtype(bool)]
+    nodes, constants = traced(steps, dtypes, chains.floats())
+    outputs = [Written(node, FLAT, "sum", node.dtype) for node in nodes]
+    for how in hows:
+        outputs += [Written(nodes[0], how, op, dtype) for op in ("sum", "max")]
+    if "all" in hows:
+        outputs.append(Written(nodes[-1], "all", "sum", np.dtype(np.int64)))
+    scheme = next((how for how in ("columns", "rows") if how in hows), FLAT)
+    kinds = ("flat", "columns", "rows", "scalar") if scheme != FLAT else (FLAT,) * 4
+    numbers = tuple(Number(d, isinstance(v, float), hasattr(v, "live")) for v, d in constants)
+    inputs = tuple(zip(kinds, dtypes, strict=True))
+    return ChainSource(scheme, inputs, tuple(outputs), numbers, 2, scheme == FLAT)
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("element", ["__half", "__nv_bfloat16"])
-@pytest.mark.parametrize("file", [f for f in sources.FILES if f != "optim"])
-def test_compiles_for_half_precision(file, element):
-    for architecture in (75, 90):
-        compile_file(file, element, architecture)
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids="sm_{}".format)
+@pytest.mark.parametrize("name", sources.FLOATS)
+def test_chains_compile(name, architecture):
+    dtype = next((d for d in chains.floats() if d.name == name), None)
+    if dtype is None:
+        pytest.skip("ml_dtypes is not installed")
+    ends = architecture in (ARCHITECTURES[0], ARCHITECTURES[-1])
+    every = [("all",), ("rows", "all"), ("columns", "all")]
+    for hows in [(), *every] if ends else every:  # all operations once for the oldest and newest
+        source = written(dtype, hows, live=hows == ())
+        widths = {"rows": (32, 256), "columns": (1, 8, 32)}.get(source.scheme, ())
+        expressions = tuple(f"chain<{w}>" for w in widths) or ("chain",)
+        if chain_source.finished(source):
+            expressions += ("finish",)
+        code, what = chain_source.code_of(source), f"a chain of {name} with {hows or 'no sums'}"
+        compile_code(code, expressions, architecture, what)
+
+
+def test_chains_have_no_atomics_and_wide_indices():
+    for hows in ((), ("all",), ("rows", "all"), ("columns", "all")):
+        text = chain_source.text_of(written(np.dtype(np.float32), hows))
+        assert "atomic" not in text
+        for kernel in sources.declared(text).values():
+            assert {t for t in kernel.arguments if not t.endswith("*")} <= {"i64", "int", "double"}
+            assert kernel.arguments.count("int") == (kernel.name == "chain")  # a yes or no
+        for loop in re.findall(r"for \((.*?)\)", text):
+            assert loop.startswith("i64") or loop.startswith("int k = 0; k < L"), loop
 
 
 # The list of kernels, which needs no compiler.

@@ -81,7 +81,7 @@ class CudaChains(DeviceArrays):
 
     @property
     def chain_floats(self) -> tuple[np.dtype, ...]:
-        return _floats()
+        return floats()
 
     def chain(
         self, inputs: Sequence[Array], chain: Chain, outs: Sequence[Array]
@@ -193,7 +193,8 @@ class CudaChains(DeviceArrays):
 
 
 @functools.cache
-def _floats() -> tuple[np.dtype, ...]:
+def floats() -> tuple[np.dtype, ...]:
+    """Dtypes of floats that chains are written for; bfloat16 where its package is installed."""
     found = [np.dtype(name) for name in ("float32", "float64", "float16")]
     try:
         found.append(np.dtype(importlib.import_module("ml_dtypes").bfloat16))
