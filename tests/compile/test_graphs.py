@@ -363,6 +363,19 @@ def test_what_cannot_be_captured_is_named_and_leaves_nothing_behind(call: Any, w
     assert not isinstance(backend.capture([("add", lambda: backend.add(x, x))]), str)
 
 
+def test_a_graph_takes_what_the_limit_of_memory_leaves() -> None:
+    backend, cupy = device()
+    backend.limit_memory(8192)
+    x = backend.zeros((1000,), np.float32)  # 4096 bytes of it
+    calls = [("add", lambda: backend.add(x, 1.0)), ("stack", lambda: backend.concatenate([x, x]))]
+    assert not isinstance(backend.capture(calls[:1]), str)
+    found = backend.capture(calls)
+    assert isinstance(found, str) and "kernel call 1 (stack): OutOfMemoryError" in found
+    assert "limit set to: 4,096 bytes" in found
+    backend.limit_memory(None)
+    assert not isinstance(backend.capture(calls), str)
+
+
 def test_an_interruption_ends_the_capture_and_goes_on() -> None:
     backend, cupy = device()
 

@@ -60,7 +60,9 @@ class CudaGraphs(DeviceArrays):
 
     def _captured(self, calls: Calls) -> Launchable | str:
         cupy = self.xp
-        pool = cupy.cuda.MemoryPool()
+        pool, usual = cupy.cuda.MemoryPool(), cupy.get_default_memory_pool()
+        if limit := usual.get_limit():  # for both together
+            pool.set_limit(size=max(limit - usual.used_bytes() - usual.free_bytes(), 1))
         stream = cupy.cuda.Stream(non_blocking=True)
         at = None
         try:

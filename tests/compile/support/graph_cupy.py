@@ -238,20 +238,13 @@ class Graph:
         self.uploads += 1
 
 
-class Block:
-    """A piece of a pool that an array has; it goes back when no array is left in it."""
-
-    def __init__(self, memory: np.ndarray) -> None:
-        self.memory = memory
-
-
 class MemoryPool:
     """``cupy.cuda.MemoryPool``, which hands out free blocks again, the latest first."""
 
     def __init__(self) -> None:
         self.blocks: list[np.ndarray] = []
         self.free: list[np.ndarray] = []
-        self.reused = 0
+        self.reused = self.limit = 0
 
     def malloc(self, nbytes: int) -> np.ndarray:
         """Memory whose array gives it back."""
@@ -262,12 +255,17 @@ class MemoryPool:
             self.free = [b for b in self.free if b is not memory]
             self.reused += 1
         else:
+            if self.limit and self.total_bytes() + size > self.limit:
+                raise fake_cupy.OutOfMemoryError(size, self.total_bytes(), self.limit)
             memory = np.empty(size, np.uint8)
             self.blocks.append(memory)
         memory[...] = 0xFF
         lent = over(memory, memory.ctypes.data, (size,), None, np.uint8)
         weakref.finalize(lent.base, self.free.append, memory)
         return lent
+
+    def set_limit(self, size: int) -> None:
+        self.limit = size
 
     def total_bytes(self) -> int:
         return sum(b.size for b in self.blocks)
@@ -392,15 +390,13 @@ class GraphCuPy(fake_cupy.FakeCuPy):
                 *map(fake_cupy._reveal, arguments),
                 **{n: fake_cupy._reveal(v) for n, v in options.items()},
             )
-        wrapped = self._wrapped(result, arguments, options)
-        several = wrapped if isinstance(wrapped, tuple) else (wrapped,)
-        if any(wrapped is a for a in arguments) or any(
-            isinstance(a, Array) and a.above is not None for a in several
-        ):
-            return wrapped  # a view: the host's business
-        made = [self._allocated(a.shape, a.dtype) for a in several]
+        several = result if isinstance(result, tuple) else (result,)
+        roots = [root_of(a.on_host) for a in _arrays((arguments, tuple(options.values())))]
+        if any(root_of(np.asarray(r)) is root for r in several for root in roots):
+            return self._wrapped(result, arguments, options)  # a view: the host's business
+        made = [self._allocated(np.shape(r), r.dtype) for r in several]
         self._keep(stream.graph, function, arguments, options, tuple(made))
-        return tuple(made) if isinstance(wrapped, tuple) else made[0]
+        return tuple(made) if isinstance(result, tuple) else made[0]
 
     def _check(self, graph: Graph, name: str) -> None:
         if name in PRODUCTS:
