@@ -48,6 +48,7 @@ class Backend(
     numerics : ``"deterministic"`` (same device, same bits, every run) or ``"native"`` (fastest).
     array_type : the class of this backend's arrays.
     has_tf32 : whether products of float32 arrays can be made in TF32.
+    adds_products : whether ``addmm`` adds within the product, which is then nowhere by itself.
     precision : ``"float32"`` or ``"tf32"``, as it holds now for the thread that asks.
     """
 
@@ -56,6 +57,7 @@ class Backend(
     numerics: Numerics
     array_type: type
     has_tf32: bool = False
+    adds_products: bool = False
     precision = ProductPrecision()
 
     def synchronize(self) -> None:

@@ -86,7 +86,9 @@ def work(call: Call) -> float:
     """A rough measure of a call's work: multiply-adds of products, elements of the rest."""
     reads = call.reads
     largest = max((r.size for r in [*reads, *call.outs]), default=0)
-    if call.kernel in ("matmul", "linear") and len(reads) > 1 and reads[0].shape:
+    if call.kernel == "addmm":
+        reads = reads[1:]
+    if call.kernel in ("matmul", "linear", "addmm") and len(reads) > 1 and reads[0].shape:
         inner = reads[0].shape[-1]
         return float(inner * max(sum(r.size for r in call.outs), 1))
     if call.kernel.startswith(("conv", "attention", "lstm", "gru", "rnn")):

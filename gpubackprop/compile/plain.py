@@ -8,6 +8,7 @@ results shall lie (``shared.written_to``), or whose results are copied there.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,11 +20,14 @@ from gpubackprop.backends.composites import HALVES
 from gpubackprop.backends.cpu import shared
 from gpubackprop.backends.cpu.fused import HALF, ONE
 from gpubackprop.backends.live import LiveFloat, LiveInt
+from gpubackprop.backends.primitives import Primitives
 from gpubackprop.compile.plan import Memory
 from gpubackprop.compile.trace import Call, replaced
 
 Thunk = Callable[[], Any]
 LIVE = (LiveFloat, LiveInt)
+SUMS = frozenset({*Primitives.__annotations__, "addmm"})
+"""Kernels that may write their result over an argument with the same elements."""
 SMALL = 65536
 """Updates of more parameters than this run in blocks, which threads share."""
 
@@ -79,7 +83,23 @@ def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | in
         return (
             _written(kernel, args, kwargs, numbers) if lives else partial(kernel, *args, **kwargs)
         )
+    if len(outs) == 1 and not lives and _takes_out(backend, call.kernel):
+        # A sum in place reads an element before it writes it.
+        inplace = call.kernel in SUMS and all(
+            r.same(x) or not memory.meet(r, x) for r in call.outs for x in call.reads
+        )
+        if inplace or not over:
+            return partial(kernel, *args, **kwargs, out=outs[0])
     return _filled(backend, kernel, args, kwargs, outs, numbers, over)
+
+
+def _takes_out(backend: Backend, kernel: str) -> bool:
+    """Whether a kernel of a backend writes its result where `out` says."""
+    if backend.name == "numpy":  # it has ways of its own, above; but for this one
+        return kernel == "addmm"
+    if kernel in Primitives.__annotations__:
+        return True
+    return "out" in inspect.signature(getattr(type(backend), kernel)).parameters
 
 
 def _chain(run: Any, values: list[Any], numbers: list[float | int]) -> Thunk:

@@ -70,6 +70,8 @@ class CudaProducts(CupyProducts):
     as they are and added up in float32.
     """
 
+    adds_products = True
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._signatures: dict[Any, _Ready] = {}

@@ -83,6 +83,31 @@ def test_result_as_a_view(parts):
 
 
 @pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize(("m", "k", "n"), [*SHAPES, (300, 40, 300)])
+def test_products_that_join_a_sum(m, k, n, parts):
+    """A sum in order, as a transposed view, as the columns of a wider array."""
+    for a in layouts(normal(m, k)):
+        for b in (normal(k, n), normal(n, k).T):
+            start = normal(m, n)
+            exact = a.astype(np.float64) @ b.astype(np.float64)
+            width = 1 + abs(start) + abs(a).astype(np.float64) @ abs(b).astype(np.float64)
+            for total in list(layouts(start.copy()))[:3]:
+                total[...] = start
+                run("addmm", total, parts, total, a, b)
+                assert np.all(abs(total - (start + exact)) <= 2e-6 * width)
+
+
+@pytest.mark.parametrize("lead", [(3, 7), (1, 5)])
+def test_products_of_stacks_that_join_a_sum(lead):
+    total, a, b = normal(*lead, 6), normal(*lead, 4), normal(4, 6)
+    wanted = total + a.astype(np.float64) @ b
+    run("addmm", total, 2, total, a, b)
+    np.testing.assert_allclose(total, wanted, rtol=1e-5, atol=1e-5)
+    apart = np.empty_like(total)  # the result is not where the sum is
+    assert TABLE["addmm"].lower(Site(1), (apart,), total, a, b) is None
+
+
+@pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize(
     ("left", "right"),
     [

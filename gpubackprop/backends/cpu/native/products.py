@@ -270,6 +270,25 @@ def lower_linear(
     return None if made is None else [*before, *more, made]
 
 
+@lowers("addmm")
+def lower_addmm(
+    site: Site, outs: tuple[np.ndarray, ...], y: np.ndarray, x1: np.ndarray, x2: np.ndarray
+) -> list[Instruction] | None:
+    """A product of matrices that joins the sum in whose place it is written."""
+    out = outs[0]
+    if not _single(x1, x2, y, out) or x1.ndim < 2 or x2.ndim != 2:
+        return None
+    if (out.ctypes.data, out.strides) != (y.ctypes.data, y.strides):
+        return None
+    c = rows_of(out)
+    if c is None or matrix(c) is None:
+        return None
+    before, a = in_rows(site, x1)
+    more, b = in_rows(site, x2)
+    made = None if a is None or b is None else multiply(site, a, b, c, None, 1)
+    return None if made is None else [*before, *more, made]
+
+
 @lowers("matmul")
 def lower_matmul(
     site: Site, outs: tuple[np.ndarray, ...], x1: np.ndarray, x2: np.ndarray
