@@ -14,6 +14,7 @@ from gpubackprop.backends import detect
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend
+from gpubackprop.backends.cuda import cudnn_graphs as graphs
 from gpubackprop.errors import ConfigError, DeviceError
 from tests.backends.support import attention_cases, convolution_cases, shim
 from tests.backends.support.convolution_cases import fill
@@ -155,6 +156,29 @@ def test_arrays_that_engines_can_read_are_not_copied(here, monkeypatch):
     x, weight = (fill(s, 1).astype(np.float16) for s in ((2, 3, 3, 8), (8, 8, 1, 1)))
     here.call("conv", x, weight, None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
     assert not copied
+
+
+def test_arrays_at_odd_addresses_are_copied(here):
+    """Parameters are views of one long array, so they may begin anywhere in it."""
+    cuda, size = here.cuda, 2 * 5 * 5 * 8
+    x, weight = small()
+    bias = fill((8,), 3).astype(np.float32)
+    flat = cuda.asarray(np.concatenate([[0], x.ravel(), weight.ravel(), bias]).astype(np.float32))
+    parts = flat[1 : 1 + size], flat[1 + size : 1 + size + 576], flat[1 + size + 576 :]
+    shapes = x.shape, weight.shape, bias.shape
+    given = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    found = cuda.conv(*given, *CONV.values())
+    wide = [a.astype(np.float64) for a in (x, weight, bias)]
+    expected = expected_of("conv", (*wide, *CONV.values()), {})
+    require_close([cuda.to_numpy(found)], expected, 1e-5, "conv")
+    assert len(here.cudnn.ran) == 1
+
+
+def test_a_query_that_sees_every_key_needs_no_mask():
+    assert graphs.band_of(False, 0, 5, 9) is graphs.band_of(True, 8, 5, 9) is None
+    assert graphs.band_of(True, 7, 5, 9) == graphs.Band("TOP_LEFT", 7)
+    assert graphs.band_of(True, 4, 5, 9) == graphs.Band("BOTTOM_RIGHT", 0)
+    assert graphs.band_of(True, 0, 9, 9) == graphs.Band("TOP_LEFT", 0)
 
 
 @needs_shim
