@@ -128,6 +128,12 @@ class Numerics:
         return restore
 
     # Of a run.
+    @property
+    def hint(self) -> str:
+        """What may help where values are not finite, in words."""
+        further = "" if self.scaler is None else ", or precision 'bf16-mixed', which ends later,"
+        return f"a smaller learning rate or clip_norm{further}"
+
     def figures(self) -> dict[str, Any]:
         """What an epoch's figures say of the scale; nothing where there is none."""
         if self.scaler is None:

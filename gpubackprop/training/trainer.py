@@ -345,7 +345,7 @@ class Trainer:
         run = self.run
         return NonFiniteError(
             f"step {run.step + 1} (epoch {run.epoch + 1}, batch {run.batch + 1}): {words}; the "
-            "weights are those of before this step; a smaller learning rate or clip_norm may help"
+            f"weights are those of before this step; {self.numerics.hint} may help"
         )
 
     def _figures(self) -> dict[str, Any]:

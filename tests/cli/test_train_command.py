@@ -18,6 +18,7 @@ from gpubackprop.training import files
 
 KEYS = [
     "recipe",
+    "precision",
     "device",
     "backend",
     "seed",
