@@ -43,11 +43,11 @@ RULES = {
 }
 
 
-def device(lt: bool = True) -> tuple[CUDABackend, GraphCuPy]:
+def device(lt: bool = True, index: int = 0) -> tuple[CUDABackend, GraphCuPy]:
     """A CUDA backend over a stand-in of its own, with cuBLASLt or without."""
-    cupy = GraphCuPy()
+    cupy = GraphCuPy(index + 1)
     with mock.patch.dict(sys.modules, {"cupy": cupy}):
-        backend = CUDABackend(0)
+        backend = CUDABackend(index)
     if not lt:
         backend._library_problem = "it is not there"
     return backend, cupy
@@ -267,6 +267,23 @@ def test_a_launch_reads_what_lies_there_by_then() -> None:
         backend.copyto(x, backend.full((3,), value, np.float32))
         found.launch()
         np.testing.assert_array_equal(backend.to_numpy(out), value + 1.0)
+
+
+def test_all_of_it_works_on_another_gpu_than_the_current_one() -> None:
+    backend, cupy = device(index=1)
+    x, out = backend.zeros((3,), np.float32), backend.zeros((3,), np.float64)
+    numbers = backend.device_numbers(["float64"])
+    calls = [("add", lambda: backend.copyto(out, backend.add(x, numbers.views[0])))]
+    found = backend.capture(calls)
+    assert not isinstance(found, str), found
+    staging = backend.staging()
+    assert staging is not None
+    staging.put((np.arange(3, dtype=np.float32),))
+    backend.copyto(x, staging.take()[0])
+    numbers.fill([0.5])
+    found.launch()
+    np.testing.assert_array_equal(backend.fetch(out)(), [0.5, 1.5, 2.5])
+    assert cupy.current == 0
 
 
 def test_many_arrays_are_joined_without_a_table_from_the_host() -> None:
