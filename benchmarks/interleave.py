@@ -2,7 +2,8 @@
 their ratios.
 
 A contender is a command that prints a line ``READY {json}`` once it is warm, and then for each line
-``go SECONDS`` on its standard input runs for about that long and prints its steps per second.
+``go SECONDS`` on its standard input runs for about that long and prints ``RATE``, its steps per
+second.
 Between its turns it is stopped (SIGSTOP): the idle threads of one library must not slow down
 another.
 """
@@ -10,6 +11,7 @@ another.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -71,46 +73,27 @@ def run(
     -------
     results, absent : a result per contender that ran, and why the others did not.
     """
-    workers: dict[str, subprocess.Popen[str]] = {}
+    workers: dict[str, Worker] = {}
     infos: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
     try:
         for name in contenders:
             command = [sys.executable, "-m", module, "--worker", name, workload]
-            with tempfile.TemporaryFile("w+") as errors:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                    bufsize=1,
-                    start_new_session=True,
-                    env=environment,
-                )
-                workers[name] = process
-                line = _until_ready(process, patience)
-                if not line:
-                    del workers[name]
-                    absent[name] = ended(process, errors, patience)
-                    continue
-            infos[name] = json.loads(line[5:])
-            os.killpg(process.pid, signal.SIGSTOP)
-        rates: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(rounds):
-            for name, process in workers.items():
-                assert process.stdin is not None and process.stdout is not None
-                os.killpg(process.pid, signal.SIGCONT)
-                time.sleep(0.05)
-                process.stdin.write(f"go {seconds}\n")
-                rates[name].append(float(process.stdout.readline()))
-                os.killpg(process.pid, signal.SIGSTOP)
-        for name, process in workers.items():
-            infos[name] |= peak_memory(process.pid)
+            worker = workers[name] = Worker(command, environment, patience)
+            line = worker.hear("READY")
+            if not line:
+                del workers[name]
+                absent[name] = worker.ended()
+                continue
+            infos[name] = json.loads(line)
+            worker.pause()
+        rates = take_turns(workers, rounds, seconds, absent)
+        for name in rates:
+            infos[name] |= peak_memory(workers[name].process.pid)
     finally:
-        for process in workers.values():
-            stop(process)
-    base = contenders[0] if contenders else None
+        for worker in workers.values():
+            worker.stop()
+    base = next(iter(rates), None) if not contenders or contenders[0] in absent else contenders[0]
     results = []
     for name, found in rates.items():
         ratios = [a / b for a, b in zip(found, rates.get(base, found), strict=True)]
@@ -127,19 +110,93 @@ def run(
     return results, absent
 
 
-def _until_ready(process: subprocess.Popen[str], patience: float) -> str:
-    """The line that says a contender is ready; empty if it ended, or took too long and was
-    ended."""
-    assert process.stdout is not None
-    timer = threading.Timer(patience, stop, (process,))
-    timer.start()
-    try:
-        line = process.stdout.readline()
-        while line and not line.startswith("READY"):
-            line = process.stdout.readline()
-    finally:
-        timer.cancel()
-    return line
+class Worker:
+    """A contender's process.
+
+    Parameters
+    ----------
+    command : what it runs.
+    environment : None for this process's.
+    patience : seconds after which it is ended where it does not answer.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: dict[str, str] | None, patience: float
+    ) -> None:
+        self.patience = patience
+        self._errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+            env=environment,
+        )
+
+    def tell(self, line: str) -> None:
+        """Send it a line; one that has ended does not hear it."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(line + "\n")
+
+    def hear(self, *words: str) -> str:
+        """The rest of the next line that begins with one of these words; empty if it ended, or
+        took too long and was ended."""
+        assert self.process.stdout is not None
+        timer = threading.Timer(self.patience, stop, (self.process,))
+        timer.start()
+        try:
+            line = self.process.stdout.readline()
+            while line and not line.startswith(words):
+                line = self.process.stdout.readline()
+        finally:
+            timer.cancel()
+        word = next((w for w in words if line.startswith(w)), "")
+        return line[len(word) :].strip()
+
+    def pause(self) -> None:
+        """Stop it until :meth:`go_on`."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it run again."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it."""
+        stop(self.process)
+        self._errors.close()
+
+    def ended(self) -> str:
+        """Why it ended."""
+        why = ended(self.process, self._errors, self.patience)
+        self._errors.close()
+        return why
+
+
+def take_turns(
+    workers: dict[str, Worker], rounds: int, seconds: float, absent: dict[str, str]
+) -> dict[str, list[float]]:
+    """Rates of each worker in each round; all are paused before and after. One that ends goes to
+    `absent`, with the reason."""
+    rates: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name in list(rates):
+            worker = workers[name]
+            worker.go_on()
+            time.sleep(0.05)
+            worker.tell(f"go {seconds}")
+            said = worker.hear("RATE")
+            if not said:
+                del rates[name]
+                absent[name] = workers.pop(name).ended()
+                continue
+            rates[name].append(float(said))
+            worker.pause()
+    return rates
 
 
 def ended(process: subprocess.Popen[str], errors: Any, patience: float) -> str:
@@ -185,29 +242,35 @@ def serve(
     info: dict[str, Any],
     steps_per_call: int = 1,
     sync: Callable[[], Any] = lambda: None,
+    measure: Callable[[Callable[[], Any], int], float] | None = None,
 ) -> None:
     """The contender's side: warm up, say so, then run when told; `sync` waits for steps that run
-    behind the interpreter's back."""
+    behind the interpreter's back, `measure` gives the seconds of so many steps by another clock
+    than the host's."""
     for _ in range(3):
         step()
     sync()
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < 0.3:
         step()
+        sync()
         calls += 1
-    sync()
     rate = calls / (time.perf_counter() - start)
+
+    def timed(call: Callable[[], Any], calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        sync()
+        return time.perf_counter() - start
+
     print("READY" + json.dumps(info), flush=True)
     for line in sys.stdin:
         wanted = max(1, round(rate * float(line.split()[1])))
         step()
         sync()
-        start = time.perf_counter()
-        for _ in range(wanted):
-            step()
-        sync()
-        rate = wanted / (time.perf_counter() - start)
-        print(rate * steps_per_call, flush=True)
+        rate = wanted / (measure or timed)(step, wanted)
+        print(f"RATE {rate * steps_per_call}", flush=True)
 
 
 def command(

@@ -19,11 +19,16 @@ import numpy as np
 
 from benchmarks import interleave
 from benchmarks.cpu import contenders
-from benchmarks.cpu.workloads import BATCHES, WORKLOADS, batches
+from benchmarks.cpu.workloads import ALL, BATCHES, batches
 
 GRADIENT = 2e-4
 """Largest difference of a gradient from the one in float64, relative to the largest number of its
 parameter's gradient."""
+ROUNDED = {"float32": GRADIENT, "tf32": 2e-2, "bf16-mixed": 0.3}
+"""By the precision of a workload. A factor of bfloat16 is rounded by up to 0.4 %, one of TF32 by
+0.05 %, each layer adds its own, and a relu that rounding switches takes a whole term with it: so
+other precisions than float32 are judged by the length of the difference, as a share of the
+gradient's."""
 UPDATE = 2e-3
 """Largest difference of an update from what the optimizer's formula gives, relative to the learning
 rate."""
@@ -32,7 +37,7 @@ EPS = 1e-8
 
 def gradients(workload: str, cost: str, weights: list[np.ndarray]) -> tuple[str, list[np.ndarray]]:
     """Gradients in float64, clipped as the workload says, and whose they are."""
-    w = WORKLOADS[workload]
+    w = ALL[workload]
     batch = batches(workload)[contenders.WARM % BATCHES]
     library: Any
     try:
@@ -66,7 +71,7 @@ def compare(workload: str, arrays: Any, cost: str, plain_eps: bool) -> dict[str,
         ``gradient_error`` and ``update_error``, ``at`` (the parameter of the larger gradient
         error), ``reference``, and ``differs``: what is wrong, in words, or "".
     """
-    w = WORKLOADS[workload]
+    w = ALL[workload]
     n = len(w.shapes)
     weights = [arrays[f"weight{i}"] for i in range(n)]
     whose, wanted = gradients(workload, cost, weights)
@@ -88,18 +93,22 @@ def compare(workload: str, arrays: Any, cost: str, plain_eps: bool) -> dict[str,
             shown = (first - beta1 * kept("before-first")) / (1 - beta1)
             squared = (second - beta2 * kept("before-second")) / (1 - beta2)
             # A thousandth of the square goes into the second mean: ten times the rounding.
-            error = np.abs(np.stack([(shown - g) / scale, (squared - g * g) / scale**2 / 10])).max()
+            if w.precision == "float32":
+                apart = [(shown - g) / scale, (squared - g * g) / scale**2 / 10]
+                error = np.abs(np.stack(apart)).max()
+            else:
+                error = max(_distance(shown, g), _distance(squared, shown * shown) / 10)
             root = np.sqrt(1 - beta2**t)
             below = np.sqrt(second) / root + (EPS / root if plain_eps else EPS)
             shrunk = before * (1 - w.lr * w.decay) if len(w.shapes[key]) > 1 else before
             expected = shrunk - w.lr / (1 - beta1**t) * first / below
-            apart = float(np.abs(after - expected).max() / w.lr)
-            if not np.isnan(moved) and not apart <= moved:
-                moved = apart
+            step = float(np.abs(after - expected).max() / w.lr)
+            if not np.isnan(moved) and not step <= moved:
+                moved = step
         if not np.isnan(worst) and not error <= worst:
             worst, at = float(error), key
     differs = ""
-    if not worst <= GRADIENT:
+    if not worst <= ROUNDED[w.precision]:
         differs = f"the gradient by {at} is {worst:.2g} from {whose}'s in float64"
     elif not moved <= UPDATE:
         differs = f"the update is {moved:.2g} learning rates from the formula's"
@@ -112,6 +121,11 @@ def compare(workload: str, arrays: Any, cost: str, plain_eps: bool) -> dict[str,
     }
 
 
+def _distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Length of the difference, as a share of the length of the second."""
+    return float(np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-30))
+
+
 def reference(workload: str, folder: str) -> None:
     """Compare every contender whose step lies in `folder`; prints a line for each."""
     for file in sorted(Path(folder).glob("*.npz")):
@@ -122,9 +136,18 @@ def reference(workload: str, folder: str) -> None:
 
 
 def run(
-    workload: str, names: Sequence[str], environment: dict[str, str], patience: float
+    workload: str,
+    names: Sequence[str],
+    environment: dict[str, str],
+    patience: float,
+    package: str = "benchmarks.cpu",
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Let each contender take its steps in a process of its own and compare them.
+
+    Parameters
+    ----------
+    workload : its name; what follows an ``@`` is the package's business.
+    package : whose command knows the contenders.
 
     Returns
     -------
@@ -135,13 +158,15 @@ def run(
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            said, why = _said(["--check", name, workload, folder], "CHECK", environment, patience)
+            command = [package, "--check", name, workload, folder]
+            said, why = _said(command, "CHECK", environment, patience)
             if not said:
                 absent[name] = why
                 continue
             infos[name] = said[0]
             (Path(folder) / f"{name}.json").write_text(json.dumps(said[0]))
-        found, why = _said(["--reference", workload, folder], "FOUND", environment, patience)
+        command = ["benchmarks.cpu", "--reference", workload.partition("@")[0], folder]
+        found, why = _said(command, "FOUND", environment, patience)
         for each in found:
             infos[each.pop("name")] |= each
     for info in infos.values():
@@ -155,7 +180,7 @@ def _said(
     """What a process of this benchmark says in lines that begin with `word`, or why it ended."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cpu", *arguments],
+            [sys.executable, "-m", *arguments],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

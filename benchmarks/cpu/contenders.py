@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import interleave
-from benchmarks.cpu.workloads import WORKLOADS, Contender
+from benchmarks.cpu.workloads import ALL, Contender
 
 CONTENDERS = {
     "torch": ("pytorch", "eager"),
@@ -42,14 +42,28 @@ def places(size: int, number: int) -> np.ndarray | slice:
     return np.random.default_rng(number).integers(0, size, SAMPLE)
 
 
-def build(name: str, workload: str, dropout: float) -> tuple[Contender, dict[str, Any]]:
-    """A contender and what importing it cost."""
-    module, variant = CONTENDERS[name]
+Table = Mapping[str, tuple[str, str]]
+
+
+def build(
+    name: str, workload: str, dropout: float, table: Table = CONTENDERS, device: str = "cpu"
+) -> tuple[Contender, dict[str, Any]]:
+    """A contender and what importing it cost.
+
+    Parameters
+    ----------
+    name, workload : which.
+    dropout : probability of dropout in its place.
+    table : module and variant by name.
+    device : where it trains.
+    """
+    module, variant = table[name]
     library = importlib.import_module(f"benchmarks.cpu.{module}")
     library.load(variant)
     peak = interleave.peak_memory()
     info = {"import_mb": peak["peak_mb"]} if peak else {}
-    return library.build(workload, variant, dropout), info
+    made: Contender = library.build(workload, variant, dropout, device)
+    return made, info
 
 
 def timed(step: Callable[[int], Any], sync: Callable[[], Any], i: int) -> float:
@@ -60,10 +74,12 @@ def timed(step: Callable[[int], Any], sync: Callable[[], Any], i: int) -> float:
     return time.perf_counter() - start
 
 
-def check(name: str, workload: str, folder: str) -> None:
+def check(
+    name: str, workload: str, folder: str, table: Table = CONTENDERS, device: str = "cpu"
+) -> None:
     """Take some steps without dropout, then one whose parameters and means before and after go to
     a file, from which :mod:`.agreement` reads the gradient that the step had."""
-    made, info = build(name, workload, 0.0)
+    made, info = build(name, workload, 0.0, table, device)
     times = [timed(made.step, made.sync, i) for i in range(WARM)]
     state = made.state()
     arrays: dict[str, np.ndarray] = {}
@@ -76,7 +92,7 @@ def check(name: str, workload: str, folder: str) -> None:
     info |= {
         "first_step_s": round(times[0], 6),
         "compile_s": round(max(0.0, sum(times) - WARM * steady), 6),
-        "cost": made.cost or WORKLOADS[workload].cost,
+        "cost": made.cost or ALL[workload].cost,
         "plain_eps": made.plain_eps,
         "note": made.note,
     }
@@ -91,9 +107,9 @@ def _keep(arrays: dict[str, np.ndarray], when: str, state: Any) -> None:
             arrays[f"{when}-{part}{i}"] = np.array(np.ravel(value)[at])
 
 
-def serve(name: str, workload: str) -> None:
+def serve(name: str, workload: str, table: Table = CONTENDERS, device: str = "cpu") -> None:
     """Run steps when told."""
-    made, info = build(name, workload, WORKLOADS[workload].dropout)
+    made, info = build(name, workload, ALL[workload].dropout, table, device)
     turn = -1
 
     def step() -> None:
@@ -103,4 +119,7 @@ def serve(name: str, workload: str) -> None:
 
     for _ in range(WARM):
         step()
-    interleave.serve(made.call or step, info, made.steps_per_call, made.sync)
+    made.sync()
+    if (taken := made.memory()) is not None:
+        info["device_mb"] = round(taken / 1e6)
+    interleave.serve(made.call or step, info, made.steps_per_call, made.sync, made.measure)

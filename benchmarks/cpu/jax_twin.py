@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import resnet
 from benchmarks.cpu.workloads import (
+    ALL,
     BATCHES,
-    WORKLOADS,
+    AbsentError,
     Contender,
     State,
     batches,
@@ -23,13 +25,14 @@ def load(variant: str = "") -> None:
     import jax
     import jax.numpy  # noqa: F401
 
-    jax.config.update("jax_platforms", "cpu")
+    if not variant:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _mlp(name: str, p: list[Any], x: Any, key: Any, dropout: float) -> Any:
     import jax
 
-    sigmoid = WORKLOADS[name].cost == "quadratic"
+    sigmoid = ALL[name].cost == "quadratic"
     for i in range(0, len(p), 2):
         x = x @ p[i].T + p[i + 1]
         if sigmoid:
@@ -58,8 +61,10 @@ def _cnn(name: str, p: list[Any], x: Any, key: Any, dropout: float) -> Any:
 
 
 def _norm(x: Any, weight: Any) -> Any:
+    kind, x = x.dtype, x.astype("float32")
     x = x - x.mean(-1, keepdims=True)
-    return x / jax_numpy().sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+    y = x / jax_numpy().sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+    return y.astype(kind)
 
 
 def jax_numpy() -> Any:
@@ -73,7 +78,7 @@ def _gpt(name: str, p: list[Any], tokens: Any, key: Any, dropout: float) -> Any:
     import jax
 
     jnp = jax_numpy()
-    o = WORKLOADS[name].options
+    o = ALL[name].options
     heads, width = o["heads"], o["width"]
     n, t = tokens.shape
     x = p[0][tokens] + p[1][:t]
@@ -84,9 +89,12 @@ def _gpt(name: str, p: list[Any], tokens: Any, key: Any, dropout: float) -> Any:
             a.reshape(n, t, heads, width // heads)
             for a in jnp.split(_norm(x, norm1) @ in_proj.T, 3, -1)
         )
-        scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) / math.sqrt(width // heads)
-        shares = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), -1)
-        y = jnp.einsum("nhqk,nkhd->nqhd", shares, v).reshape(n, t, width)
+        if x.dtype == jnp.bfloat16:  # cuDNN's, where there is a GPU
+            y = jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(n, t, width)
+        else:
+            scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) / math.sqrt(width // heads)
+            shares = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), -1)
+            y = jnp.einsum("nhqk,nkhd->nqhd", shares, v).reshape(n, t, width)
         x = x + y @ out_proj.T
         hidden = jax.nn.gelu(_norm(x, norm2) @ expand.T, approximate=False)
         x = x + hidden @ contract.T
@@ -113,7 +121,9 @@ def _lstm(name: str, p: list[Any], tokens: Any, key: Any, dropout: float) -> Any
     return y.swapaxes(0, 1) @ head.T + bias
 
 
-NETWORKS = {"mlp": _mlp, "cnn": _cnn, "gpt": _gpt, "lstm": _lstm}
+NETWORKS = {"mlp": _mlp, "cnn": _cnn, "gpt": _gpt, "lstm": _lstm, "resnet": resnet.in_jax}
+PRODUCTS = {"float32": "float32", "tf32": "tensorfloat32", "bf16-mixed": "bfloat16"}
+"""What JAX calls the precision of products."""
 
 
 def _cost(cost: str, y: Any, target: Any) -> Any:
@@ -126,17 +136,29 @@ def _cost(cost: str, y: Any, target: Any) -> Any:
     return -jnp.take_along_axis(chances, target[..., None], -1).mean()
 
 
-def build(name: str, variant: str, dropout: float) -> Contender:
-    """The step of a workload."""
+def build(name: str, variant: str, dropout: float, device: str = "cpu") -> Contender:
+    """The step of a workload; `variant` is ``gpu`` for one."""
     import jax
 
+    kind, _, index = device.partition(":")
+    try:
+        found = jax.devices("cpu" if kind == "cpu" else "gpu")[int(index or 0)]
+    except RuntimeError as error:
+        words = " ".join(str(error).split())[:120]
+        raise AbsentError(f"JAX {jax.__version__} cannot use {device}: {words}") from None
+    jax.config.update("jax_default_device", found)
+
     jnp = jax_numpy()
-    w = WORKLOADS[name]
-    network = NETWORKS[w.kind]
+    w = ALL[name]
+    jax.config.update("jax_default_matmul_precision", PRODUCTS[w.precision])
+    network, half = NETWORKS[w.kind], w.precision == "bf16-mixed"
     beta1, beta2 = w.betas
 
     def loss_of(p: list[Any], x: Any, target: Any, key: Any) -> Any:
-        return _cost(w.cost, network(name, p, x, key, dropout), target)
+        if half:
+            p = [a.astype(jnp.bfloat16) if a.ndim > 1 else a for a in p]
+            x = x.astype(jnp.bfloat16) if x.dtype.kind == "f" else x
+        return _cost(w.cost, network(name, p, x, key, dropout).astype(jnp.float32), target)
 
     def train(state: Any, x: Any, target: Any) -> Any:
         p, m, v, t, key = state
@@ -181,4 +203,8 @@ def build(name: str, variant: str, dropout: float) -> Contender:
         kept = [[np.asarray(a) for a in part] for part in current[:3]]
         return State(kept[0], *((kept[1], kept[2]) if kept[1] else (None, None)))
 
-    return Contender(step, state, lambda: jax.block_until_ready(current))
+    def memory() -> int | None:
+        stats = found.memory_stats() or {}
+        return stats.get("peak_bytes_in_use")
+
+    return Contender(step, state, lambda: jax.block_until_ready(current), memory=memory)

@@ -3,13 +3,15 @@ kernels."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
+from benchmarks import resnet
 from benchmarks.cpu.workloads import (
+    ALL,
     BATCHES,
-    WORKLOADS,
     AbsentError,
     Contender,
     State,
@@ -38,7 +40,7 @@ def network(name: str, dropout: float, dtype: Any = np.float32, softmax: bool = 
     place a softmax in the cost takes."""
     from gpubackprop import nn
 
-    w = WORKLOADS[name]
+    w = ALL[name]
     o = w.options
     model: Any
     if w.kind == "mlp":
@@ -60,6 +62,8 @@ def network(name: str, dropout: float, dtype: Any = np.float32, softmax: bool = 
             *([nn.Dropout(dropout)] if dropout else []),
             nn.Linear(1600, 10, dtype=dtype),
         )
+    elif w.kind == "resnet":
+        model = resnet.ours(w, dtype)
     elif w.kind == "gpt":
         model = nn.TransformerLM(
             w.classes, o["width"], o["layers"], o["heads"], w.shape[0], bias=False, dtype=dtype
@@ -80,7 +84,7 @@ def loss_of(name: str, cost: str, model: Any, x: Any, target: Any) -> Any:
     if cost == "quadratic":
         return F.quadratic_cost(y, target)
     if y.ndim == 3:
-        y, target = y.reshape(-1, WORKLOADS[name].classes), target.reshape(-1)
+        y, target = y.reshape(-1, ALL[name].classes), target.reshape(-1)
     return F.cross_entropy(y, target)
 
 
@@ -88,7 +92,7 @@ def optimizer_of(name: str, model: Any) -> Any:
     """The optimizer of a workload."""
     from gpubackprop import optim
 
-    w = WORKLOADS[name]
+    w = ALL[name]
     if w.optimizer == "sgd":
         return optim.SGD(model.parameters(), lr=w.lr)
     if w.optimizer == "adam":
@@ -102,25 +106,33 @@ def optimizer_of(name: str, model: Any) -> Any:
     return optim.AdamW(groups, lr=w.lr, betas=w.betas)
 
 
-def build(name: str, variant: str, dropout: float) -> Contender:
-    """`variant`: ``eager``, ``compiled`` (plain NumPy) or ``compiled-fast``."""
+def build(name: str, variant: str, dropout: float, device: str = "cpu") -> Contender:
+    """`variant`: ``eager``, ``compiled`` (plain NumPy, or the GPU's kernels) or
+    ``compiled-fast``."""
     import gpubackprop as gb
     from gpubackprop import optim
+    from gpubackprop.backends import get_backend
 
-    w = WORKLOADS[name]
+    w = ALL[name]
     gb.manual_seed(0)
-    model = network(name, dropout)
+    backend = get_backend(device)
+    before = backend.memory_state().available
+    model = network(name, dropout).to(device)
     optimizer = optimizer_of(name, model)
     quadratic = w.cost == "quadratic"
     data = [
-        (gb.tensor(x), gb.tensor(one_hot(t, w.classes) if quadratic else t))
+        (
+            gb.tensor(x, device=device),
+            gb.tensor(one_hot(t, w.classes) if quadratic else t, device=device),
+        )
         for x, t in batches(name)
     ]
 
     def train(x: Any, target: Any) -> Any:
         optimizer.zero_grad()
-        loss = loss_of(name, w.cost, model, x, target)
-        loss.backward()
+        with nullcontext() if w.precision == "float32" else gb.precision(w.precision):
+            loss = loss_of(name, w.cost, model, x, target)
+            loss.backward()
         if w.clip is not None:
             optim.clip_grad_norm_(optimizer, w.clip)
         optimizer.step()
@@ -141,10 +153,20 @@ def build(name: str, variant: str, dropout: float) -> Contender:
         for p in parameters:
             section, i = optimizer.arena.places[id(p)]
             for kept, slot in zip(means, ("exp_avg", "exp_avg_sq"), strict=True):
-                kept.append(section.view(section.slots[slot], i))
+                kept.append(backend.to_numpy(section.view(section.slots[slot], i)))
         return State(weights, *means)
 
-    return Contender(lambda i: step(*data[i % BATCHES]), state)
+    def memory() -> int | None:
+        now = backend.memory_state().available
+        return None if before is None or now is None or device == "cpu" else before - now
+
+    return Contender(
+        lambda i: step(*data[i % BATCHES]),
+        state,
+        backend.synchronize,
+        measure=None if device == "cpu" else backend.clock().seconds,
+        memory=memory,
+    )
 
 
 def reference(
@@ -158,7 +180,7 @@ def reference(
         p.array[...] = value
     x, target = batch
     if cost == "quadratic":
-        target = one_hot(target, WORKLOADS[name].classes, np.float64)
+        target = one_hot(target, ALL[name].classes, np.float64)
     x = x.astype(np.float64) if x.dtype.kind == "f" else x
     loss_of(name, cost, model, gb.tensor(x), gb.tensor(target)).backward()
     return [p.grad.numpy() for p in model.parameters()]

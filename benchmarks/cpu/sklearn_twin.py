@@ -28,7 +28,7 @@ def load(variant: str = "") -> None:
     import sklearn.neural_network  # noqa: F401
 
 
-def build(name: str, variant: str, dropout: float) -> Contender:
+def build(name: str, variant: str, dropout: float, device: str = "cpu") -> Contender:
     """The step of a workload."""
     from sklearn.neural_network import MLPClassifier
 

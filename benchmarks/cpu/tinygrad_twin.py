@@ -83,7 +83,7 @@ def _lstm(p: list[Any], tokens: Any) -> Any:
     return Tensor.stack(*seen, dim=1) @ head.T + bias
 
 
-def build(name: str, variant: str, dropout: float) -> Contender:
+def build(name: str, variant: str, dropout: float, device: str = "cpu") -> Contender:
     """The step of a workload."""
     from tinygrad import Device, Tensor, TinyJit
     from tinygrad.nn import optim

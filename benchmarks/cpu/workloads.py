@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Workload:
     Attributes
     ----------
     title : in words.
-    kind : ``"mlp"``, ``"cnn"``, ``"gpt"`` or ``"lstm"``.
+    kind : ``"mlp"``, ``"cnn"``, ``"gpt"``, ``"lstm"`` or ``"resnet"``.
     batch : examples in a batch.
     shape : shape of one input, channels last; tokens for texts.
     classes : classes, or tokens of the vocabulary.
@@ -33,6 +33,7 @@ class Workload:
     cost : ``"quadratic"`` (half the squared distance, mean over the batch) or ``"cross-entropy"``.
     optimizer : ``"sgd"``, ``"adam"`` or ``"adamw"``; weight decay is for matrices only.
     clip : largest global norm of the gradient, or None.
+    precision : of the products: ``"float32"``, ``"tf32"`` or ``"bf16-mixed"``.
     products : multiply-adds of one forward pass: those of the first layer if its input needs no
         gradient (else 0), and all others.
     """
@@ -51,6 +52,7 @@ class Workload:
     decay: float = 0.0
     clip: float | None = None
     dropout: float = 0.0
+    precision: str = "float32"
     options: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -174,6 +176,46 @@ def _lstm(embedding: int, hidden: int, length: int, vocabulary: int, n: int) -> 
     )
 
 
+def _resnet(blocks: tuple[int, ...], n: int) -> Workload:
+    shapes: dict[str, tuple[int, ...]] = {}
+    products = []
+
+    def conv(name: str, size: int, n_in: int, n_out: int, kernel: int) -> None:
+        shapes[f"{name}.conv"] = (n_out, n_in, kernel, kernel)
+        shapes[f"{name}.norm.weight"] = shapes[f"{name}.norm.bias"] = (n_out,)
+        products.append(n * size * size * n_in * n_out * kernel**2)
+
+    conv("stem", 32, 3, 64, 3)
+    size, channels = 32, 64
+    for stage, count in enumerate(blocks):
+        filters = 64 << stage
+        for k in range(count):
+            stride = 2 if stage and not k else 1
+            size //= stride
+            conv(f"{stage}.{k}.first", size, channels, filters, 3)
+            conv(f"{stage}.{k}.second", size, filters, filters, 3)
+            if stride != 1 or channels != filters:
+                conv(f"{stage}.{k}.shortcut", size, channels, filters, 1)
+            channels = filters
+    shapes |= {"weight": (10, channels), "bias": (10,)}
+    return Workload(
+        f"residual network for 32x32 pictures, {2 * sum(blocks) + 2} layers, batch {n}, Adam",
+        "resnet",
+        n,
+        (32, 32, 3),
+        10,
+        shapes,
+        (products[0], sum(products[1:]) + n * channels * 10),
+        precision="bf16-mixed",
+        options=dict(enumerate_blocks(blocks)),
+    )
+
+
+def enumerate_blocks(blocks: tuple[int, ...]) -> list[tuple[str, int]]:
+    """How many residual blocks each stage has, as options."""
+    return [(f"stage{i}", count) for i, count in enumerate(blocks)]
+
+
 WORKLOADS: dict[str, Workload] = {
     "W1": _mlp(
         (784, 30, 10),
@@ -189,15 +231,33 @@ WORKLOADS: dict[str, Workload] = {
     "W5": _gpt(4, 4, 128, 64, 65, 12),
     "W6": _lstm(128, 128, 64, 65, 32),
 }
+"""The workloads of the CPU."""
+
+LARGER: dict[str, Workload] = {
+    "W3-tf32": replace(WORKLOADS["W3"], precision="tf32"),
+    # One block of GPT-2 small with an embedding that is small beside it.
+    "G1": replace(_gpt(1, 12, 768, 1024, 256, 16), precision="bf16-mixed"),
+    "G2": _resnet((2, 2, 2, 2), 128),
+    # The same at a size for tests.
+    "G1-small": replace(_gpt(1, 4, 64, 32, 65, 4), precision="bf16-mixed"),
+    "G2-small": _resnet((1, 1), 4),
+}
+"""Further ones for a GPU."""
+
+ALL = WORKLOADS | LARGER
+"""Every workload by name."""
 
 
 def initial(name: str) -> list[np.ndarray]:
     """First weights, float32, the same for every contender."""
-    w = WORKLOADS[name]
+    w = ALL[name]
     rng = np.random.default_rng(1)
     made = []
     for key, shape in w.shapes.items():
-        if w.kind == "gpt":
+        if w.kind == "resnet" and len(shape) != 2:
+            deviation = math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else 0.0
+            value = rng.standard_normal(shape) * deviation + key.endswith("norm.weight")
+        elif w.kind == "gpt":
             deviation = 0.02 / math.sqrt(2 * w.options["layers"])
             if not key.endswith(("out_proj", "contract")):
                 deviation = 0.02
@@ -216,13 +276,13 @@ def batches(name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     no cost, gradient or running mean goes to zero however many steps are timed, and no processor
     slows down over denormal numbers.
     """
-    w = WORKLOADS[name]
+    w = ALL[name]
     rng = np.random.default_rng(0)
     if w.kind in ("gpt", "lstm"):
         tokens = rng.integers(0, w.classes, (w.batch, *w.shape))
         return [(tokens.copy(), rng.integers(0, w.classes, tokens.shape)) for _ in range(BATCHES)]
     x = rng.random((w.batch, *w.shape), dtype=np.float32)
-    if w.shape[0] != 1024:
+    if w.shape[0] != 1024 and w.kind != "resnet":
         x *= rng.random(x.shape) < 0.2  # about a fifth of the pixels is set, as in MNIST
     return [(x.copy(), rng.integers(0, w.classes, w.batch)) for _ in range(BATCHES)]
 
@@ -261,6 +321,9 @@ class Contender:
     plain_eps : whether Adam's eps is added before the correction of the second mean.
     note : what differs from the workload.
     call, steps_per_call : what is timed in place of `step`, and how many steps that is.
+    measure : ``measure(call, calls)``: seconds of so many calls by the device's clock; None for the
+        host's clock around them and `sync`.
+    memory : bytes of the device that the contender has taken; None where it does not tell.
     """
 
     step: Step
@@ -271,3 +334,5 @@ class Contender:
     note: str = ""
     call: Callable[[], object] | None = None
     steps_per_call: int = 1
+    measure: Callable[[Callable[[], object], int], float] | None = None
+    memory: Callable[[], int | None] = lambda: None

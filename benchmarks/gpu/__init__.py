@@ -1,0 +1,1 @@
+"""Training steps and kernels on a GPU: this project beside PyTorch and JAX."""
