@@ -304,3 +304,76 @@ def test_the_answer_is_kept(runtime):
     assert detect.gpu_problem() is None
     detect.gpu_problem.cache_clear()
     assert detect.gpu_problem().code == "no-driver"
+
+
+# cuDNN, which is optional.
+
+
+@pytest.fixture
+def cudnn(runtime, monkeypatch):
+    """cuDNN for CUDA 13 beside a GPU that can be used."""
+    front = SimpleNamespace(
+        backend_version=lambda: 92801, __spec__=importlib.util.spec_from_loader("cudnn", None)
+    )
+    monkeypatch.setitem(sys.modules, "cudnn", front)
+    have = {"nvidia-cudnn-cu13"}
+    monkeypatch.setattr(detect, "_is_installed", have.__contains__)
+    detect.cudnn_problem.cache_clear()
+    yield SimpleNamespace(front=front, have=have)
+    detect.cudnn_problem.cache_clear()
+
+
+def test_a_usable_cudnn(cudnn):
+    assert detect.cudnn_problem() is None
+    cudnn.front.backend_version = lambda: 1
+    assert detect.cudnn_problem() is None, "the answer is kept"
+
+
+def test_a_cudnn_that_the_system_brought(cudnn):
+    cudnn.have.clear()
+    assert detect.cudnn_problem() is None
+
+
+def test_no_gpu_comes_before_no_cudnn(cudnn, runtime):
+    runtime.cuda.driverGetVersion = lambda: 0
+    detect.gpu_problem.cache_clear()
+    assert detect.cudnn_problem().code == "no-driver"
+
+
+def test_no_front_end(cudnn, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    monkeypatch.setattr(detect.importlib.util, "find_spec", lambda name: None)
+    problem = detect.cudnn_problem()
+    assert problem.code == "no-cudnn" and "front end" in problem.cause
+    assert problem.mend == "pip install 'gpubackprop[cudnn13]'"
+
+
+@pytest.mark.parametrize(
+    "have", [{"nvidia-cudnn-cu12"}, {"nvidia-cudnn-cu12", "nvidia-cudnn-cu13"}]
+)
+def test_a_cudnn_for_another_cuda(cudnn, have):
+    cudnn.have.clear()
+    cudnn.have.update(have)
+    problem = detect.cudnn_problem()
+    assert problem.code == "two-cudnns" and "for CUDA 13" in problem.cause
+    assert problem.mend == (
+        f"pip uninstall -y {' '.join(sorted(have))} && pip install 'gpubackprop[cudnn13]'"
+    )
+
+
+def test_a_front_end_without_its_library(cudnn):
+    def fail() -> int:
+        raise RuntimeError("Unable to find symbol\ncudnnGetVersion")
+
+    cudnn.front.backend_version = fail
+    problem = detect.cudnn_problem()
+    assert problem.code == "cudnn-error"
+    assert "RuntimeError: Unable to find symbol cudnnGetVersion" in problem.cause
+    assert "uninstall -y nvidia-cudnn-frontend nvidia-cudnn-cu13 && pip install" in problem.mend
+
+
+def test_a_cudnn_that_is_too_old(cudnn):
+    cudnn.front.backend_version = lambda: 90501
+    problem = detect.cudnn_problem()
+    assert problem.code == "no-cudnn" and "cuDNN 9.5.1 is too old; 9.10.0" in problem.cause
+    assert problem.mend == "pip install --upgrade 'gpubackprop[cudnn13]'"

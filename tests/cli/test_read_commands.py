@@ -6,12 +6,15 @@ import csv
 import gzip
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from gpubackprop import recipes
 from gpubackprop.backends import detect
+from gpubackprop.backends.cuda.choices import Choice, Choices
 from gpubackprop.cli import main
 from gpubackprop.data import load_digits, two_moons
 from gpubackprop.training.checkpoint import CheckpointFolder
@@ -256,6 +259,42 @@ def test_devices_without_a_gpu(run, monkeypatch):
     assert "no NVIDIA driver was found; install the driver" in outcome.error
     monkeypatch.setenv("GPUBACKPROP_DEVICE", "cpu")
     assert "chosen   cpu (numpy): from GPUBACKPROP_DEVICE" in run("devices").out
+
+
+def test_devices_shows_the_choices_of_kernels(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("GPUBACKPROP_CACHE", str(tmp_path))
+    assert "choices  none: no table in" in run("devices", "--choices").out
+    assert json.loads(run("devices", "--choices", "--json").out)["choices"] == []
+    table = Choices("Test GPU", {"cudnn": "9.28.1"})
+    table.keep("conv float16", Choice("cudnn", {"plain": 2e-4, "cudnn": 1e-4}, "measured"))
+    table.keep("attention", Choice("plain", {}, "cuDNN: no engine"))
+    lines = run("devices", "--choices").out.splitlines()
+    assert lines[-4:] == [
+        "choices  Test GPU (cudnn 9.28.1)",
+        f"         {table.path}",
+        "  plain  cuDNN: no engine: attention",
+        "  cudnn  plain 200.0 us, cudnn 100.0 us: conv float16",
+    ]
+    (shown,) = json.loads(run("devices", "--choices", "--json").out)["choices"]
+    assert shown["device"] == "Test GPU" and shown["choices"][1]["use"] == "cudnn"
+    assert "choices" not in run("devices").out
+
+
+def test_devices_says_whether_cudnn_is_there(run, monkeypatch):
+    monkeypatch.setattr(detect, "gpu_problem", lambda: None)
+    monkeypatch.setattr(detect, "devices", lambda: [GPU])
+    problem = detect.Problem("no-cudnn", "cuDNN's front end is not installed", "pip install it")
+    monkeypatch.setattr(detect, "cudnn_problem", lambda: problem)
+    lines = run("devices", "--device", "cpu").out.splitlines()
+    assert lines[2:4] == [
+        "cuDNN    not in use: cuDNN's front end is not installed",
+        "to mend  pip install it",
+    ]
+    found = json.loads(run("devices", "--device", "cpu", "--json").out)["cudnn"]
+    assert found["version"] is None and found["mend"] == "pip install it"
+    monkeypatch.setattr(detect, "cudnn_problem", lambda: None)
+    monkeypatch.setitem(sys.modules, "cudnn", SimpleNamespace(backend_version=lambda: 92801))
+    assert "cuDNN    9.28.1 runs what" in run("devices", "--device", "cpu").out
 
 
 @pytest.mark.gpu
