@@ -1,0 +1,134 @@
+"""Mixed precision against PyTorch's autocast on the CPU."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("ml_dtypes")
+
+import gpubackprop as gb  # noqa: E402
+from gpubackprop import nn, optim  # noqa: E402
+from gpubackprop.nn import functional as F  # noqa: E402, N812
+
+pytestmark = pytest.mark.peers
+
+RNG = np.random.default_rng(7)
+X = RNG.standard_normal((16, 1, 8, 8)).astype(np.float32)
+Y = RNG.integers(0, 5, 16)
+
+
+def layers(m):
+    return [
+        m.Conv2d(1, 4, 3, padding=1),
+        m.BatchNorm2d(4),
+        m.ReLU(),
+        m.MaxPool2d(2),
+        m.Flatten(),
+        m.Linear(64, 32),
+        m.GELU(),
+        m.LayerNorm(32),
+        m.Linear(32, 5),
+    ]
+
+
+def networks():
+    torch.manual_seed(3)
+    theirs = torch.nn.Sequential(*layers(torch.nn))
+    ours = nn.Sequential(*layers(nn))
+    ours.load_state_dict({k: v.numpy() for k, v in theirs.state_dict().items()})
+    return ours, theirs
+
+
+def gradients(precision):
+    """Loss and gradients of both, by name."""
+    ours, theirs = networks()
+    half = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}.get(precision)
+    with torch.autocast("cpu", dtype=half, enabled=half is not None):
+        loss = torch.nn.functional.cross_entropy(theirs(torch.tensor(X)), torch.tensor(Y))
+    loss.backward()
+    with gb.precision(precision):
+        cost = F.cross_entropy(ours(gb.tensor(X)), gb.tensor(Y))
+    cost.backward()
+    mine = {name: p.grad.numpy() for name, p in ours.named_parameters()}
+    other = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+    assert mine.keys() == other.keys()
+    return cost.item(), loss.item(), mine, other
+
+
+def length(tensors):
+    return np.sqrt(sum(float(np.square(t.astype(np.float64)).sum()) for t in tensors))
+
+
+@pytest.mark.parametrize(
+    ("precision", "digits"), [("bf16-mixed", 2.0**-8), ("fp16-mixed", 2.0**-11)]
+)
+def test_gradients_of_a_small_network(precision, digits):
+    cost, loss, mine, other = gradients(precision)
+    _, _, exact, theirs = gradients("float32")
+    assert cost == pytest.approx(loss, rel=4 * digits)
+    size = length(exact.values())
+    apart = length([mine[k] - other[k] for k in mine]) / size
+    own = length([mine[k] - exact[k] for k in mine]) / size
+    peer = length([other[k] - theirs[k] for k in mine]) / size
+    assert all(g.dtype == np.float32 for g in mine.values())
+    # Both are float32's gradients but for roundings, and ours has no more of them.
+    assert length([exact[k] - theirs[k] for k in exact]) / size < 1e-5
+    assert digits / 16 < own < 4 * digits
+    assert own <= 1.5 * peer
+    assert apart < 4 * digits
+
+
+def test_dtypes_of_results():
+    """The same operations are in half precision. On a CPU PyTorch leaves a few more alone."""
+    x, w = RNG.standard_normal((4, 6)).astype(np.float32), RNG.standard_normal((5, 6))
+    w = w.astype(np.float32)
+    q = RNG.standard_normal((1, 2, 3, 4)).astype(np.float32)
+
+    def results(m, f, x, w, q, target):
+        h = f.linear(x, w)
+        return {
+            "linear": h,
+            "matmul": x @ w.T,
+            "attention": f.scaled_dot_product_attention(q, q, q),
+            "relu": f.relu(h),
+            "gelu": f.gelu(h),
+            "sum of both kinds": h + x[:, :5],
+            "times a number": h * 2.0,
+            "cost": f.cross_entropy(h, target),
+            "mean squared error": f.mse_loss(h, x[:, :5]),
+        }
+
+    target = np.array([0, 1, 2, 3])
+    with gb.precision("bf16-mixed"):
+        mine = results(gb, F, *[gb.tensor(a) for a in (x, w, q, target)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tensors = [torch.tensor(a) for a in (x, w, q, target)]
+        other = results(torch, torch.nn.functional, *tensors)
+    kinds = {name: str(t.dtype) for name, t in mine.items()}
+    assert kinds == {name: str(t.dtype).removeprefix("torch.") for name, t in other.items()}
+
+
+def test_the_loss_scale_is_pytorchs():
+    """GradScaler beside torch.amp.GradScaler, over steps that overflow and others."""
+    settings = {"init_scale": 2.0**18, "growth_interval": 3}
+    theirs = torch.amp.GradScaler("cpu", **settings)
+    ours = optim.GradScaler("cpu", **settings)
+    w = np.ones(3, np.float32)
+    mine, other = nn.Parameter(w), torch.nn.Parameter(torch.tensor(w))
+    first, second = optim.Adam([mine], lr=0.1), torch.optim.Adam([other], lr=0.1)
+    for step in range(12):
+        x = RNG.standard_normal(3).astype(np.float32)
+        if step % 5 == 1:
+            x[0] = np.inf
+        first.zero_grad()
+        ours.scale((mine * gb.tensor(x)).sum()).backward()
+        ours.step(first)
+        ours.update()
+        second.zero_grad()
+        theirs.scale((other * torch.tensor(x)).sum()).backward()
+        theirs.step(second)
+        theirs.update()
+        assert ours.get_scale() == theirs.get_scale()
+        np.testing.assert_allclose(mine.numpy(), other.detach().numpy(), rtol=1e-5)
+    steps = first.state_dict()["state"][0]["step"], second.state_dict()["state"][0]["step"]
+    assert steps[0] == int(steps[1]) == 12 - ours.skipped
