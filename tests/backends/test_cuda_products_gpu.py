@@ -1,0 +1,250 @@
+"""Matrix products on a real GPU: what the stand-in of test_cuda_products.py cannot show.
+
+The oracle is float64 on the CPU; CuPy's own product is compared with it beside cuBLASLt's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpubackprop.backends import get_backend
+from gpubackprop.backends.cuda import matrices, products
+from tests.backends import test_cuda_products as cases
+from tests.backends.test_cuda_products import DTYPES, LAYOUTS, SHAPES, close, random, wide
+from tests.compile import test_accumulate as steps
+
+pytestmark = pytest.mark.gpu
+
+ERROR = """
+import numpy as np
+from gpubackprop.backends import get_backend
+K = get_backend("cuda")
+x, y = (np.random.default_rng(i).standard_normal((512, 512)).astype(np.float32) for i in range(2))
+exact = x.astype(np.float64) @ y
+plain = {plain}
+K._library_problem = "left out" if plain else None
+print(np.abs(K.to_numpy(K.matmul(K.asarray(x), K.asarray(y))) - exact).max())
+"""
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    monkeypatch.setattr(products, "UNCAPTURABLE", set())
+    backend = get_backend("cuda")
+    yield backend
+    backend.precision = "float32"
+
+
+def placed(cuda, x):
+    """A host array on the device with its strides, gaps and alignment."""
+    holder = x
+    while holder.base is not None:
+        holder = holder.base
+    flat = np.ascontiguousarray(holder).reshape(-1) if holder.flags.c_contiguous else None
+    if flat is None:
+        return cuda.asarray(x)
+    memory = cuda.asarray(flat)
+    offset = x.ctypes.data - holder.ctypes.data
+    return cuda.view_at(memory, offset, x.shape, x.strides, x.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_every_layout(cuda, dtype, shapes):
+    x1, x2 = (random(s, dtype, i) for i, s in enumerate(shapes))
+    expected = np.matmul(wide(x1), wide(x2))
+    for first, second in itertools.product(LAYOUTS, LAYOUTS):
+        a, b = placed(cuda, first(x1)), placed(cuda, second(x2))
+        y = cuda.matmul(a, b)
+        assert y.dtype == x1.dtype
+        close(cuda.to_numpy(y), expected, dtype, x1.shape[-1])
+        out = cuda.asarray(np.full(expected.shape, np.nan, x1.dtype))
+        cuda.matmul(a, b, out=out)
+        np.testing.assert_array_equal(cuda.to_numpy(out), cuda.to_numpy(y))
+        cuda.addmm(out, a, b, out=out)
+        close(cuda.to_numpy(out), 2 * expected, dtype, x1.shape[-1])
+    assert not products.UNCAPTURABLE, "cuBLASLt refused a product"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 1000, 2048])
+def test_large_products_beside_cupys(cuda, dtype, size):
+    x1, x2 = random((size, 777), dtype), random((777, size), dtype, 1)
+    exact, a, b = wide(x1) @ wide(x2), cuda.asarray(x1), cuda.asarray(x2)
+    ours = np.abs(wide(cuda.to_numpy(cuda.matmul(a, b))) - exact).max()
+    cupys = np.abs(wide(cuda.to_numpy(cuda._product_by_cupy(a, b, None))) - exact).max()
+    scale = cases.UNITS[dtype] * np.abs(exact).max()
+    assert ours <= 4 * cupys + 8 * scale
+
+
+def test_tf32_is_what_was_asked_for(cuda):
+    if int(cuda.xp.cuda.Device(0).compute_capability) < 80:
+        pytest.skip("this GPU has no TF32")
+    n = 1024
+    x1, x2 = random((n, n)), random((n, n), seed=1)
+    exact, a, b = wide(x1) @ wide(x2), cuda.asarray(x1), cuda.asarray(x2)
+    errors = {}
+    for precision in ("float32", "tf32"):
+        cuda.precision = precision
+        errors[precision] = np.abs(wide(cuda.to_numpy(cuda.matmul(a, b))) - exact).max()
+    spread = np.sqrt(n)  # of a sum of n products of normal numbers
+    assert errors["float32"] < 2.0**-18 * spread
+    assert 2.0**-16 * spread < errors["tf32"] < 2.0**-8 * spread
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_environment_does_not_choose_the_precision(plain):
+    """Neither NVIDIA's switches nor CuPy's reach a product in float32."""
+    switches = {
+        "NVIDIA_TF32_OVERRIDE": "1",
+        "CUBLAS_EMULATE_SINGLE_PRECISION": "1",
+        "CUBLAS_EMULATION_STRATEGY": "eager",
+    }
+    given = {"CUPY_TF32": "1"} if plain else {**switches, "CUPY_TF32": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", ERROR.replace("{plain}", str(plain))],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert float(run.stdout) < 2.0**-18 * np.sqrt(512)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lead", [(1,), (33,), (4, 7), (2048,)])
+def test_bias(cuda, dtype, lead):
+    x, w, b = random((*lead, 96), dtype), random((130, 96), dtype, 1), random((130,), dtype, 2)
+    y = cuda.linear(*map(cuda.asarray, (x, w, b)))
+    close(cuda.to_numpy(y), wide(x) @ wide(w).T + wide(b), dtype, 96)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_library_adds_the_bias(cuda, dtype):
+    """If it refuses, a kernel adds it: right, but slower than it need be."""
+    x, w, b = random((256, 96), dtype), random((128, 96), dtype, 1), random((128,), dtype, 2)
+    arrays = [cuda.asarray(a) for a in (x, w, b)]
+    assert cuda._product(arrays[0], arrays[1].T, None, arrays[2]) is not None
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_alignment(cuda, dtype, start):
+    flat = cuda.asarray(random((300 * 300,), dtype))
+    x1 = flat[start : start + 90 * 64].reshape(90, 64)
+    x2 = flat[20_000 + start : 20_000 + start + 64 * 70].reshape(64, 70)
+    b = flat[40_000 + start : 40_070 + start]
+    out = cuda.zeros((100 * 70,), x1.dtype)[start : start + 90 * 70].reshape(90, 70)
+    cuda.linear(x1, x2.T, b, out=out)
+    expected = wide(cuda.to_numpy(x1)) @ wide(cuda.to_numpy(x2)) + wide(cuda.to_numpy(b))
+    close(cuda.to_numpy(out), expected, dtype, 64)
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_halves_add_up_into_float32(cuda, half):
+    x1, x2, y = random((128, 64), half), random((64, 96), half, 1), random((128, 96), seed=2)
+    total = cuda.asarray(y)
+    assert cuda._product(*map(cuda.asarray, (x1, x2)), total, beta=1.0) is total
+    close(cuda.to_numpy(total), wide(y) + wide(x1) @ wide(x2), "float32", 64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(8, 100_000, 8), (300, 40_000, 10), (1, 65_536, 1)])
+def test_long_sums_are_repeatable(cuda, dtype, shape):
+    """Shapes that are only fast when the sum is split."""
+    m, k, n = shape
+    x1, x2 = cuda.asarray(random((m, k), dtype)), cuda.asarray(random((k, n), dtype, 1))
+    first = cuda.to_numpy(cuda.matmul(x1, x2))
+    for _ in range(20):
+        np.testing.assert_array_equal(cuda.to_numpy(cuda.matmul(x1, x2)), first)
+    assert not products.UNCAPTURABLE
+
+
+def test_two_streams_do_not_share_a_workspace(cuda):
+    x1, x2 = cuda.asarray(random((64, 60_000))), cuda.asarray(random((60_000, 64), seed=1))
+    alone = cuda.to_numpy(cuda.matmul(x1, x2))
+    cuda.synchronize()
+    streams = [cuda.xp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    found = []
+    for _ in range(20):
+        for stream in streams:
+            with stream:
+                found.append(cuda.matmul(x1, x2))
+    cuda.synchronize()
+    for y in found:
+        np.testing.assert_array_equal(cuda.to_numpy(y), alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_are_captured_into_a_graph(cuda, dtype):
+    """Capture fails at anything that waits for the GPU or that CuPy asks cuBLAS for."""
+    x, w, b = random((64, 96), dtype), random((32, 96), dtype, 1), random((32,), dtype, 2)
+    x, w, b, total = map(cuda.asarray, (x, w, b, np.zeros((32, 96), x.dtype)))
+    long = cuda.asarray(random((2, 8, 50_000), dtype, 3))
+    pictures, kernel = random((3, 9, 9, 4), dtype, 4), random((6, 2, 3, 3), dtype, 5)
+    pictures, kernel = cuda.asarray(pictures), cuda.asarray(kernel)
+    one, two = ((1, 1), (1, 1)), (1, 1)
+
+    def work():
+        y = cuda.linear(x, w, b)
+        cuda.addmm(total, y.T, x, out=total)
+        found = [y, cuda.matmul(long, long.transpose(0, 2, 1)), cuda.einsum("ij,kj->ki", x, x)]
+        if dtype in ("float32", "float64"):
+            z = cuda.conv(pictures, kernel, None, two, one, two, 2)
+            found += [z, cuda.conv_weight(pictures, z, (3, 3), two, one, two, 2)]
+        return found
+
+    stream = cuda.xp.cuda.Stream(non_blocking=True)
+    pool = cuda.xp.cuda.MemoryPool()
+    with stream, cuda.xp.cuda.using_allocator(pool.malloc):
+        for _ in range(2):
+            work()  # plans
+        stream.synchronize()
+        stream.begin_capture()
+        found = work()
+        graph = stream.end_capture()
+        total.fill(0)
+        for _ in range(3):
+            graph.launch(stream)
+        stream.synchronize()
+        launched = [cuda.to_numpy(y) for y in (*found, total)]
+        total.fill(0)
+        for _ in range(3):
+            expected = work()
+        stream.synchronize()
+        called = [cuda.to_numpy(y) for y in (*expected, total)]
+    for got, want in zip(launched, called, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert not products.UNCAPTURABLE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_add_up_in_their_products(dtype):
+    expected, _ = steps.train("cuda", False, dtype)
+    found, kernels = steps.train("cuda", True, dtype)
+    assert kernels.count("addmm") >= 3
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_activations_in_the_product(cuda, activation, dtype):
+    x, w, b = random((64, 96), dtype), random((96, 32), dtype, 1), random((32,), dtype, 2)
+    y = cuda._product(*map(cuda.asarray, (x, w)), None, cuda.asarray(b), activation)
+    inner = wide(x) @ wide(w) + wide(b)
+    close(cuda.to_numpy(y), getattr(cases.NUMPY, activation)(inner), dtype, 96)
+
+
+def test_every_problem_of_the_table_is_served(cuda):
+    """Which dtypes and precisions the library of this machine multiplies."""
+    for (dtype, precision), compute in matrices.COMPUTE.items():
+        cuda.precision = precision
+        x = cuda.asarray(random((32, 32), dtype))
+        assert cuda._product(x, x) is not None, f"{dtype} in {precision}: compute type {compute}"
