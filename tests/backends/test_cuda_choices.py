@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from gpubackprop.backends.cuda import choices as tables
+from gpubackprop.backends.cuda import choosing
 from gpubackprop.backends.cuda.choices import Choice, Choices
-from tests.backends.support import shim
+from gpubackprop.errors import DeviceError
+from tests.backends.support import fake_cudnn, shim
 from tests.backends.support.convolution_cases import fill
 from tests.backends.support.cudnn_backend import machine
 
@@ -256,7 +258,10 @@ def test_the_backend_measures_once_and_reads_it_the_next_time(
     assert table.versions["cudnn"] == "9.28.1" and table.versions["cudnn-frontend"] == "1.28.0"
     ((call, choice),) = table.choices.items()
     assert choice.use == faster
-    assert call.startswith("conv float32 deterministic 2x8x4x4/128x1x32x8 8x8x3x3/72x1x24x8 ")
+    assert call == (
+        "conv float32 2x8x4x4/128x1x32x8 8x8x3x3/72x1x24x8 2x8x4x4/128x1x32x8 stride=(1,1) "
+        "padding=((1,1),(1,1)) dilation=(1,1) deterministic"
+    )
     # Another process.
     with pytest.MonkeyPatch.context() as patch:
         later = machine(patch, "auto")
@@ -303,9 +308,52 @@ def test_numerics_and_precision_have_choices_of_their_own(here, monkeypatch):
     convolve(here)
     here.cuda.numerics = "native"
     convolve(here)
-    calls = " ".join(c[:32] for c in tables.saved()[0].choices)
-    assert len(tables.saved()[0].choices) == 3
-    assert "conv float32 tf32 deterministic" in calls and "conv float32 tf32 native" in calls
+    calls = tables.saved()[0].choices
+    assert [c.partition("dilation=(1,1) ")[2] for c in calls] == [
+        "deterministic",
+        "deterministic tf32",
+        "native tf32",
+    ]
+
+
+@needs_shim
+def test_an_engine_that_fails_when_it_runs_is_left_alone(here, monkeypatch):
+    asked = timed(monkeypatch, here.cuda, 2e-3, 1e-3, here.cudnn)
+    monkeypatch.setattr(fake_cudnn, "fprop", broken_engine)
+    with pytest.warns(RuntimeWarning, match="cuDNN fails at conv float32 2x8x4x4/.*plain kernel"):
+        convolve(here)
+    count = len(asked)
+    convolve(here)
+    assert len(asked) == count and not tables.saved(), "another process may have better luck"
+
+
+def broken_engine(*_, **__):
+    raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED\nsomewhere")
+
+
+def test_an_engine_that_was_forced_and_fails_is_an_error(monkeypatch):
+    here = machine(monkeypatch, "always")
+    monkeypatch.setattr(fake_cudnn, "fprop", broken_engine)
+    with pytest.raises(
+        DeviceError, match="conv float32 .*FAILED somewhere; GPUBACKPROP_CUDNN=never"
+    ):
+        convolve(here)
+
+
+@needs_shim
+def test_where_every_call_has_another_shape_cudnn_is_left_out_at_last(monkeypatch):
+    here = machine(monkeypatch, "always")
+    monkeypatch.setattr(choosing, "MOST_CALLS", 3)
+    for n in (1, 2, 3, 3, 2):
+        convolve(here, n)
+    with pytest.warns(RuntimeWarning, match="after 3 shapes.*padded to a few lengths") as caught:
+        for n in (4, 5, 4):
+            convolve(here, n)
+    assert len(caught) == 1 and len(here.cudnn.built) == 3 and len(here.cudnn.ran) == 5
+    x, weight = fill((2, 4, 4, 8), 1), fill((8, 8, 3, 3), 2)
+    x, weight = x.astype(np.float32), weight.astype(np.float32)
+    here.call("conv_weight", x, x, (3, 3), *CONV)
+    assert len(here.cudnn.built) == 4, "each kernel has its own count"
 
 
 @needs_shim

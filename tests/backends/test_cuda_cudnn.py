@@ -99,7 +99,7 @@ def own_attention():
     """Layouts and bands that the contract's cases do not have for features that cuDNN takes: what
     is given, what is attended with, and options."""
     for seed, (b, h, hkv, tq, tk, d, dv) in enumerate(
-        ((2, 4, 2, 5, 9, 8, 16), (1, 2, 2, 7, 7, 16, 16), (3, 4, 4, 1, 6, 8, 8))
+        ((2, 4, 2, 5, 9, 8, 16), (1, 2, 2, 7, 7, 16, 16), (3, 4, 4, 2, 6, 8, 8))
     ):
         q, k, v = fill((b, h, tq, d), seed), fill((b, hkv, tk, d), 50), fill((b, hkv, tk, dv), 60)
         for past in (0, 1, tk - tq, tk):
@@ -195,8 +195,16 @@ def test_what_cudnn_has_no_words_for_runs_without_it(here, kernel, dtype):
         before = len(here.cudnn.ran)
         here.call(kernel, *given, **options)
         possible = mask is None and not options.get("p") and dtype == "float16" and q.size
-        fits = possible and q.shape[3] % 8 == 0 and v.shape[3] % 8 == 0
+        fits = possible and q.shape[2] > 1 and q.shape[3] % 8 == 0 and v.shape[3] % 8 == 0
         assert len(here.cudnn.ran) - before == bool(fits), note
+
+
+@needs_shim
+def test_a_single_query_builds_no_plan_for_each_length_of_its_keys(here):
+    for keys in (3, 4, 5):
+        q, k = (fill((1, 2, n, 8), 1).astype(np.float16) for n in (1, keys))
+        here.call("attention", q, k, k, None)
+    assert not here.cudnn.built
 
 
 @needs_shim

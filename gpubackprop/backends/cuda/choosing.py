@@ -12,7 +12,13 @@ from typing import Any, Literal, get_args
 
 from gpubackprop.backends import detect
 from gpubackprop.backends.cuda.choices import Choice, Choices
-from gpubackprop.backends.cuda.cudnn import Library, Plan, Policy, UnsupportedError
+from gpubackprop.backends.cuda.cudnn import (
+    Library,
+    Plan,
+    Policy,
+    UnsupportedError,
+    describe,
+)
 from gpubackprop.backends.cuda.cudnn_graphs import Operation
 from gpubackprop.backends.timing import Clock
 from gpubackprop.errors import ConfigError, DeviceError
@@ -22,6 +28,9 @@ from gpubackprop.version import __version__
 Mode = Literal["auto", "always", "never"]
 ENVIRONMENT_VARIABLE = "GPUBACKPROP_CUDNN"
 PLAIN, CUDNN = "plain", "cudnn"
+MOST_CALLS = 512
+"""Calls of a kernel that are settled in a process. Where every call has another shape, plans and
+measurements cost more than they give."""
 
 
 def mode_of(given: str | None) -> Mode:
@@ -71,6 +80,7 @@ class Chooser:
         self._cupy, self._index, self._folder = cupy, index, folder
         self._clock, self._lacks_memory = clock, lacks_memory
         self._settled: dict[Hashable, Plan | None] = {}
+        self._settled_of: dict[str, int] = {}
         self._lock = threading.RLock()
         self._library: Library | None = None
         self._choices: Choices | None = None
@@ -123,13 +133,15 @@ class Chooser:
             return None  # nothing is built, measured or decided within a graph
         with self._lock:
             if whole not in self._settled:
-                found = self._settle(kernel, operation(), policy, with_cudnn, plain)
-                self._settled[whole] = found
+                count = self._settled_of[kernel] = self._settled_of.get(kernel, 0) + 1
+                if count > MOST_CALLS:
+                    self._too_many(kernel, count)
+                    return None
+                self._settled[whole] = self._settle(operation(), policy, with_cudnn, plain)
             return self._settled[whole]
 
     def _settle(
         self,
-        kernel: str,
         operation: Operation,
         policy: Policy,
         with_cudnn: Callable[[Plan], Any],
@@ -140,7 +152,7 @@ class Chooser:
                 return self.library.plan(operation, policy)
             except UnsupportedError:
                 return None
-        choices, call = self.choices(), describe(kernel, operation, policy)
+        choices, call = self.choices(), call_of(operation, policy)
         known = choices.known(call)
         if known is not None and known.use != CUDNN:
             return None
@@ -151,8 +163,25 @@ class Chooser:
             return None
         if known is None:
             candidates = {PLAIN: plain, CUDNN: lambda: with_cudnn(plan)}
-            known = choices.measure(call, candidates, self._clock(), self._lacks_memory)
+            try:
+                known = choices.measure(call, candidates, self._clock(), self._lacks_memory)
+            except DeviceError as error:
+                warnings.warn(
+                    f"{error}; this process runs the plain kernel there",
+                    RuntimeWarning,
+                    stacklevel=6,
+                )
+                return None
         return plan if known.use == CUDNN else None
+
+    def _too_many(self, kernel: str, count: int) -> None:
+        if count == MOST_CALLS + 1:
+            warnings.warn(
+                f"{kernel} on cuda:{self._index}: after {MOST_CALLS} shapes, further ones run "
+                "without cuDNN; batches padded to a few lengths would use it",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def choices(self) -> Choices:
         """The table of this device, with these versions of the libraries."""
@@ -200,20 +229,9 @@ class Chooser:
             return True
 
 
-def describe(kernel: str, operation: Operation, policy: Policy) -> str:
-    """A call in words, as tables of choices have it."""
-    arrays = " ".join(
-        f"{'x'.join(map(str, t.shape))}/{'x'.join(map(str, t.strides))}" for t in operation.tensors
-    )
-    options = " ".join(_words(option) for option in operation.options)
-    dtype = operation.tensors[0].dtype
-    numerics = "deterministic" if policy.deterministic else "native"
-    precision = "tf32 " if policy.tf32 and dtype == "float32" else ""
-    return " ".join(f"{kernel} {dtype} {precision}{numerics} {arrays} {options}".split())
-
-
-def _words(option: Any) -> str:
-    fields = getattr(option, "_asdict", None)
-    if fields is None:
-        return repr(option)
-    return " ".join(f"{name}={value}".replace(" ", "") for name, value in fields().items())
+def call_of(operation: Operation, policy: Policy) -> str:
+    """A call as tables of choices have it."""
+    words = ["deterministic" if policy.deterministic else "native"]
+    if policy.tf32 and operation.tensors[0].dtype == "float32":
+        words.append("tf32")
+    return f"{describe(operation)} {' '.join(words)}"

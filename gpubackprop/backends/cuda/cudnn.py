@@ -16,6 +16,7 @@ from gpubackprop.backends.cuda import cudnn_graphs
 from gpubackprop.backends.cuda.cudnn_graphs import Operation
 from gpubackprop.backends.detect import cudnn_version
 from gpubackprop.backends.primitives import Array
+from gpubackprop.errors import DeviceError
 
 ALIGNMENT = 16
 """Bytes that every address must be a multiple of: what cuDNN's front end promises its engines."""
@@ -61,10 +62,12 @@ class Plan(NamedTuple):
     ----------
     graph : the graph of the front end.
     workspace : bytes.
+    operation : what it computes.
     """
 
     graph: Any
     workspace: int
+    operation: Operation
 
 
 class Library:
@@ -124,10 +127,9 @@ class Library:
             graph.deselect_workspace_greater_than(WORKSPACE)
             graph.check_support()
             graph.build_plans()
-            return Plan(graph, max(int(graph.get_workspace_size()), 0))
+            return Plan(graph, max(int(graph.get_workspace_size()), 0), operation)
         except refusals as error:
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise UnsupportedError(words[:300]) from error
+            raise UnsupportedError(_one_line(error)) from error
 
     def run(self, plan: Plan, *arrays: Array) -> None:
         """Run a plan on the current stream.
@@ -135,6 +137,11 @@ class Library:
         Parameters
         ----------
         arrays : in the order of the operation's tensors; their layouts are those of the operation.
+
+        Raises
+        ------
+        DeviceError
+            cuDNN fails: names the operation.
         """
         handle = self._handle()
         stream = self._cupy.cuda.get_current_stream().ptr
@@ -144,7 +151,13 @@ class Library:
         scratch = self._cupy.empty((plan.workspace,), "uint8") if plan.workspace else None
         places = {i: int(a.data.ptr) for i, a in enumerate(arrays, 1)}
         place = 0 if scratch is None else int(scratch.data.ptr)
-        plan.graph.execute(places, place, handle=handle)
+        try:
+            plan.graph.execute(places, place, handle=handle)
+        except (RuntimeError, self.cudnn.cudnnGraphNotSupportedError) as error:
+            raise DeviceError(
+                f"cuDNN fails at {describe(plan.operation)}: {_one_line(error)}; "
+                "GPUBACKPROP_CUDNN=never runs without it"
+            ) from error
 
     def _handle(self) -> Any:
         """One for each thread, as cuDNN wants it."""
@@ -153,3 +166,20 @@ class Library:
             handle = self._of_thread.handle = self.cudnn.create_handle()
             self._of_thread.stream = None
         return handle
+
+
+def describe(operation: Operation) -> str:
+    """An operation in words: kernel, dtype, shapes and strides, what else it takes."""
+    arrays = " ".join(
+        f"{'x'.join(map(str, t.shape))}/{'x'.join(map(str, t.strides))}" for t in operation.tensors
+    )
+    options = " ".join(
+        f"{name}={value}".replace(" ", "")
+        for option in operation.options
+        for name, value in option._asdict().items()
+    )
+    return f"{operation.kind} {operation.tensors[0].dtype} {arrays} {options}"
+
+
+def _one_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -125,11 +125,9 @@ def _axes(values: tuple[Any, ...], fill: Any) -> tuple[Any, ...]:
     return (*(fill,) * (AXES[0] - len(values)), *values)
 
 
-def _conv(
-    cudnn: Any, graph: Any, given: Built, deterministic: bool, geometry: Geometry, biased: bool
-) -> Built:
+def _conv(cudnn: Any, graph: Any, given: Built, deterministic: bool, geometry: Geometry) -> Built:
     y = graph.conv_fprop(given[0], given[1], **geometry.arguments())
-    return [graph.bias(y, given[2]) if biased else y]
+    return [graph.bias(y, bias) for bias in given[2:]] or [y]
 
 
 def _conv_transpose(
@@ -182,38 +180,35 @@ def packed(shape: Shape, dtype: str) -> Tensor:
     return Tensor(tuple(shape), steps, dtype)
 
 
-def _masking(cudnn: Any, band: Band | None) -> dict[str, Any]:
-    if band is None:
-        return {}
-    alignment = getattr(cudnn.diagonal_alignment, band.alignment)
-    return {"diagonal_alignment": alignment, "diagonal_band_right_bound": band.right}
+class Scores(NamedTuple):
+    """How queries and keys become weights."""
+
+    scale: float
+    band: Band | None
+
+    def arguments(self, cudnn: Any) -> dict[str, Any]:
+        """As the front end takes them."""
+        if self.band is None:
+            return {"attn_scale": self.scale}
+        return {
+            "attn_scale": self.scale,
+            "diagonal_alignment": getattr(cudnn.diagonal_alignment, self.band.alignment),
+            "diagonal_band_right_bound": self.band.right,
+        }
 
 
-def _attention(
-    cudnn: Any, graph: Any, given: Built, deterministic: bool, scale: float, band: Band | None
-) -> Built:
+def _attention(cudnn: Any, graph: Any, given: Built, deterministic: bool, scores: Scores) -> Built:
     q, k, v = given
-    masking = _masking(cudnn, band)
-    return list(graph.sdpa(q=q, k=k, v=v, generate_stats=True, attn_scale=scale, **masking))
+    return list(graph.sdpa(q=q, k=k, v=v, generate_stats=True, **scores.arguments(cudnn)))
 
 
 def _attention_backward(
-    cudnn: Any, graph: Any, given: Built, deterministic: bool, scale: float, band: Band | None
+    cudnn: Any, graph: Any, given: Built, deterministic: bool, scores: Scores
 ) -> Built:
-    q, k, v, y, dy, lse = given
-    return list(
-        graph.sdpa_backward(
-            q=q,
-            k=k,
-            v=v,
-            o=y,
-            dO=dy,
-            stats=lse,
-            attn_scale=scale,
-            use_deterministic_algorithm=deterministic,
-            **_masking(cudnn, band),
-        )
-    )
+    names = ("q", "k", "v", "o", "dO", "stats")
+    arrays = dict(zip(names, given, strict=True))
+    fixed = {"use_deterministic_algorithm": deterministic}
+    return list(graph.sdpa_backward(**arrays, **fixed, **scores.arguments(cudnn)))
 
 
 GRAPHS: dict[str, tuple[Callable[..., Built], int]] = {

@@ -27,6 +27,9 @@ from gpubackprop.backends.primitives import Array, Shape
 _HALVES = ("float16", "bfloat16")
 _EIGHT = 8
 """What the features of a head must be a multiple of."""
+_QUERIES = 2
+"""A single query, as when text is generated, meets one more key at each step: as many plans as
+steps would be built, each for one use."""
 
 
 class CudnnKernels(DeviceArrays):
@@ -67,7 +70,7 @@ class CudnnKernels(DeviceArrays):
                 given.append(graphs.per_channel(outputs, len(out), dtype))
             y = graphs.channels_last(x.shape[0], outputs, out, dtype)
             geometry = graphs.geometry_of(stride, padding, dilation)
-            return Operation("conv", (*given, y), (geometry, bias is not None))
+            return Operation("conv", (*given, y), (geometry,))
 
         def with_cudnn(plan: Plan) -> Array:
             y = self.empty((x.shape[0], *out, outputs), x.dtype)
@@ -186,18 +189,19 @@ class CudnnKernels(DeviceArrays):
         given = [self._vectors(a) for a in (q, k, v)]
         shape, sums = (*q.shape[:3], v.shape[3]), q.shape[:3]
         dtype, band = q.dtype.name, graphs.band_of(causal, past, q.shape[2], k.shape[2])
+        scores = graphs.Scores(float(scale), band)
 
         def operation() -> Operation:
             results = graphs.packed(shape, dtype), graphs.rows(sums)
             tensors = tuple(graphs.heads(a.shape, _steps(a), dtype) for a in given)
-            return Operation("attention", (*tensors, *results), (float(scale), band))
+            return Operation("attention", (*tensors, *results), (scores,))
 
         def with_cudnn(plan: Plan) -> tuple[Array, Array]:
             y, lse = self.empty(shape, q.dtype), self.empty(sums, np.float32)
             self.cudnn.library.run(plan, *given, y, lse)
             return y, lse
 
-        key = (*_layouts(given), dtype, band, scale)
+        key = (*_layouts(given), dtype, scores)
         plan = self.cudnn.plan("attention", key, self._policy(), operation, with_cudnn, plain)
         return plain() if plan is None else with_cudnn(plan)
 
@@ -228,19 +232,20 @@ class CudnnKernels(DeviceArrays):
             return plain()
         given = [self._vectors(a) for a in (q, k, v, y, dy)]
         dtype, band = q.dtype.name, graphs.band_of(causal, past, q.shape[2], k.shape[2])
+        scores = graphs.Scores(float(scale), band)
 
         def operation() -> Operation:
             tensors = [graphs.heads(a.shape, _steps(a), dtype) for a in given]
             results = [graphs.packed(a.shape, dtype) for a in (q, k, v)]
             tensors = [*tensors, graphs.rows(lse.shape), *results]
-            return Operation("attention_backward", tuple(tensors), (float(scale), band))
+            return Operation("attention_backward", tuple(tensors), (scores,))
 
         def with_cudnn(plan: Plan) -> tuple[Array, Array, Array]:
             dq, dk, dv = (self.empty(a.shape, q.dtype) for a in (q, k, v))
             self.cudnn.library.run(plan, *given, self._ready(lse), dq, dk, dv)
             return dq, dk, dv
 
-        key = (*_layouts(given), dtype, band, scale)
+        key = (*_layouts(given), dtype, scores)
         policy = self._policy()
         plan = self.cudnn.plan("attention_backward", key, policy, operation, with_cudnn, plain)
         return plain() if plan is None else with_cudnn(plan)
@@ -264,6 +269,7 @@ class CudnnKernels(DeviceArrays):
             and not p
             and self._element(q, *others) is not None
             and q.dtype.name in _HALVES
+            and q.shape[2] >= _QUERIES
             and all(a.size and a.shape[3] % _EIGHT == 0 for a in (q, *others))
         )
 
