@@ -35,16 +35,17 @@ class Mode(NamedTuple):
     operands : ``"half"``: float32 operands are rounded to the half type; ``"float32"``: those of
         the half type are widened; ``"common"``: so they are only where both kinds meet;
         ``"given"``: they stay what they are.
-    result : ``"half"``: rounded to the half type; ``"first"``: the first result is, where the first
-        operand was of that type; ``"alike"``: so are all, where all operands were (an array library
-        may widen a bfloat16 beside a Python number); ``"given"``: it stays what it is.
+    result : ``"alike"``: rounded to the half type where all operands, as the operation gets them,
+        are of it (an array library may widen a product, or a bfloat16 beside a Python number);
+        ``"first"``: the first result is, where the first operand was; ``"given"``: it stays what it
+        is.
     """
 
     operands: str
     result: str
 
 
-PRODUCT = Mode("half", "half")
+PRODUCT = Mode("half", "alike")
 """Half operands, sums in float32, and one rounding at the end."""
 FLOAT = Mode("float32", "given")
 WITHIN = Mode("float32", "first")
@@ -111,9 +112,12 @@ class Policy:
                 inputs = tape.as_tensors(op, inputs)
             kinds = [_kind(x) for x in inputs]
             floats = {kind for kind in kinds if kind is not None}
-            result = apply(op, *self._operands(mode, inputs, kinds, floats), **params)
-            if self._rounds(mode, kinds, floats):
-                return self._rounded(result, mode.result == "first")
+            operands = self._operands(mode, inputs, kinds, floats)
+            result = apply(op, *operands, **params)
+            if mode.result == "first" and kinds[0] == self.half:
+                return self._rounded(result, only_first=True)
+            if mode.result == "alike" and {_kind(x) for x in operands} - {None} == {self.half}:
+                return self._rounded(result)
             return result
         finally:
             state.policy = self
@@ -140,21 +144,13 @@ class Policy:
             for x, kind in zip(inputs, kinds, strict=True)
         ]
 
-    def _rounds(self, mode: Mode, kinds: Sequence[np.dtype | None], floats: set[np.dtype]) -> bool:
-        """Whether what comes out is to be of the half type."""
-        if mode.result == "half":
-            return bool(floats) and not _is_double(floats)
-        if mode.result == "first":
-            return kinds[0] == self.half
-        return mode.result == "alike" and floats == {self.half}
-
-    def _rounded(self, result: Any, only_first: bool) -> Any:
-        if not isinstance(result, tuple):
-            kind = _kind(result)
-            return result if kind is None or kind == self.half else result.astype(self.half)
-        if only_first:
-            return (self._rounded(result[0], False), *result[1:])
-        return tuple([self._rounded(r, False) for r in result])
+    def _rounded(self, result: Any, only_first: bool = False) -> Any:
+        """A result, or several, in the half type."""
+        if type(result) is tuple:
+            rest = result[1:] if only_first else map(self._rounded, result[1:])
+            return (self._rounded(result[0]), *rest)
+        kind = _kind(result)
+        return result if kind is None or kind == self.half else result.astype(self.half)
 
 
 class _Note:
