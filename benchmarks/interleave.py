@@ -57,6 +57,7 @@ def run(
     seconds: float,
     environment: dict[str, str] | None = None,
     patience: float = 3600.0,
+    together: bool = False,
 ) -> tuple[list[Result], dict[str, str]]:
     """Time contenders in turns.
 
@@ -68,6 +69,7 @@ def run(
     seconds : length of a turn.
     environment : of the processes; None for this one's.
     patience : seconds after which a contender that is not ready is given up.
+    together : let them get ready at once, not one after the other.
 
     Returns
     -------
@@ -77,9 +79,15 @@ def run(
     infos: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
     try:
-        for name in contenders:
+
+        def begin(name: str) -> Worker:
             command = [sys.executable, "-m", module, "--worker", name, workload]
-            worker = workers[name] = Worker(command, environment, patience)
+            return Worker(command, environment, patience)
+
+        if together:
+            workers.update((name, begin(name)) for name in contenders)
+        for name in contenders:
+            worker = workers[name] = workers[name] if together else begin(name)
             line = worker.hear("READY")
             if not line:
                 del workers[name]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def run(
     environment: dict[str, str],
     patience: float,
     package: str = "benchmarks.cpu",
+    together: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Let each contender take its steps in a process of its own and compare them.
 
@@ -148,6 +150,7 @@ def run(
     ----------
     workload : its name; what follows an ``@`` is the package's business.
     package : whose command knows the contenders.
+    together : take all steps at once, where the cores are not what is timed.
 
     Returns
     -------
@@ -157,9 +160,14 @@ def run(
     infos: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
+
+        def one(name: str) -> tuple[list[dict[str, Any]], str]:
             command = [package, "--check", name, workload, folder]
-            said, why = _said(command, "CHECK", environment, patience)
+            return _said(command, "CHECK", environment, patience)
+
+        with ThreadPoolExecutor(len(names) if together and names else 1) as pool:
+            answers = list(pool.map(one, names))
+        for name, (said, why) in zip(names, answers, strict=True):
             if not said:
                 absent[name] = why
                 continue

@@ -116,7 +116,6 @@ def build(name: str, variant: str, dropout: float, device: str = "cpu") -> Conte
     w = ALL[name]
     gb.manual_seed(0)
     backend = get_backend(device)
-    before = backend.memory_state().available
     model = network(name, dropout).to(device)
     optimizer = optimizer_of(name, model)
     quadratic = w.cost == "quadratic"
@@ -157,8 +156,12 @@ def build(name: str, variant: str, dropout: float, device: str = "cpu") -> Conte
         return State(weights, *means)
 
     def memory() -> int | None:
-        now = backend.memory_state().available
-        return None if before is None or now is None or device == "cpu" else before - now
+        from gpubackprop.autograd.shortage import holdings
+
+        state = backend.memory_state()
+        if state.used is None or state.pooled is None:
+            return None
+        return state.used + state.pooled + holdings(backend).get("captured graphs", 0)
 
     return Contender(
         lambda i: step(*data[i % BATCHES]),

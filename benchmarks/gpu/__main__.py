@@ -20,7 +20,8 @@ graph where that is possible. Ratios are of steps per second to ``torch``, round
 
 The limit of a step: its products at the best rate of a large product in its precision, then the
 bytes of its update at the best rate of a copy, both measured first in this run by every library.
-Memory is what the contender took from the device, without the CUDA context.
+Memory is what the contender's pools took from the device; that of CUDA and its libraries is not
+counted. The first step is timed while the other contenders take theirs, with empty caches.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def one(
     with tempfile.TemporaryDirectory() as folder:
         environment = host | {"TORCHINDUCTOR_CACHE_DIR": os.path.join(folder, "inductor")}
         names, patience = options.contenders, options.patience
-        infos, absent = agreement.run(place, names, environment, patience, "benchmarks.gpu")
+        infos, absent = agreement.run(
+            place, names, environment, patience, "benchmarks.gpu", together=True
+        )
         for contender, info in infos.items():
             if info["differs"]:
                 absent[contender] = f"not timed: {info['differs']}"
@@ -85,6 +88,7 @@ def one(
             options.seconds,
             environment,
             patience,
+            together=True,
         )
     absent |= gone
     peers = any(r.name == "torch" for r in timed)

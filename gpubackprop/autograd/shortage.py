@@ -106,8 +106,12 @@ def holdings(backend: Backend, used: int | None = None) -> dict[str, int]:
     """
     seen: set[int] = set()
     found: dict[str, int] = {}
+    beside: dict[str, int] = {}
 
     def book(what: str, array: Any) -> None:
+        if isinstance(array, int):
+            beside[what] = beside.get(what, 0) + array
+            return
         owner = _owner(backend, array)
         if id(owner) not in seen:
             seen.add(id(owner))
@@ -121,6 +125,7 @@ def holdings(backend: Backend, used: int | None = None) -> dict[str, int]:
         book(ACTIVATIONS, array)
     if used is not None:
         found[OTHERS] = max(0, used - sum(found.values()))
+    found |= beside
     return {k: n for k, n in sorted(found.items(), key=lambda item: -item[1]) if n}
 
 

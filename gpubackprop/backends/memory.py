@@ -102,7 +102,8 @@ class Holder(Protocol):
     backend: Any
 
     def holdings(self) -> Iterator[tuple[str, Any]]:
-        """(what it is for, array) of each array that it holds."""
+        """(what it is for, array) of each array that it holds; (what, bytes) of memory beside the
+        device's pool."""
 
 
 HOLDERS: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -20,6 +20,7 @@ import numpy as np
 from gpubackprop.backends.cuda.arrays import DeviceArrays
 from gpubackprop.backends.cuda.staging import Arrivals, CudaStaging, pinned
 from gpubackprop.backends.launching import Calls, Launchable, Numbers, Staging
+from gpubackprop.backends.memory import HOLDERS
 from gpubackprop.backends.primitives import Array
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -82,7 +83,10 @@ class CudaGraphs(DeviceArrays):
             graph.upload()
         except Exception as error:
             return f"{at or ''}{_words(error)}"
-        return Captured(self._gpu, graph, pool, calls)
+        made = Captured(self._gpu, graph, pool, calls)
+        made.backend = self
+        HOLDERS.add(made)
+        return made
 
     @contextlib.contextmanager
     def _nothing_from_the_host(self) -> Iterator[None]:
@@ -157,6 +161,12 @@ class Captured:
         self._gpu, self._graph, self._pool, self._kept = gpu, graph, pool, tuple(calls)
         self.calls = len(calls)
         self.nbytes = int(pool.total_bytes())
+
+    backend: Any = None  # whose memory it holds
+
+    def holdings(self) -> Iterator[tuple[str, int]]:
+        """Its own pool, for the error that says what holds a device's memory."""
+        yield "captured graphs", self.nbytes
 
     def launch(self) -> None:
         with self._gpu:
