@@ -1,8 +1,8 @@
 """The kernel contract: everything that the layers above may ask of a device.
 
 ``Backend`` = primitives (each backend supplies them) + composites (``composites.py``, and by
-subject ``convolution.py``, ``images.py``, ``norms.py``, ``recurrent.py``, ``attention.py``) and
-updates (both defined once, overridden where a fused kernel pays). Derivative rules, layers and
+subject ``products.py``, ``convolution.py``, ``images.py``, ``norms.py``, ``recurrent.py``,
+``attention.py``) and updates (both defined once, overridden where a fused kernel pays). Derivative rules, layers and
 optimizers speak to a backend and to nothing else; which array library answers is the backend's
 business.
 
@@ -48,7 +48,8 @@ class Backend(
     numerics : ``"deterministic"`` (same device, same bits, every run) or ``"native"`` (fastest).
     array_type : the class of this backend's arrays.
     has_tf32 : whether products of float32 arrays can be made in TF32.
-    adds_products : whether ``addmm`` adds within the product, which is then nowhere by itself.
+    adds_products : whether ``addmm`` and ``wide_matmul`` are one kernel each: products are added,
+        and those of halves made float32, before they are anywhere in memory.
     precision : ``"float32"`` or ``"tf32"``, as it holds now for the thread that asks.
     """
 
@@ -67,9 +68,10 @@ class Backend(
         """Counts the bytes in use on the device while a ``with`` block runs."""
         return HostMemory()
 
-    faster_undetermined: frozenset[str] = frozenset()
-    """Kernels that have a faster way under ``"native"`` numerics, whose bits change from run to
-    run."""
+    def undetermined(self) -> frozenset[str]:
+        """Kernels that under ``"native"`` numerics may take a faster way, whose bits can change
+        from run to run."""
+        return frozenset()
 
     def with_numerics(self, numerics: Numerics) -> Backend:
         """A backend of the same device with these numerics; tensors of two backends do not mix."""

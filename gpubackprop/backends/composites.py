@@ -16,7 +16,8 @@ from numbers import Integral
 
 import numpy as np
 
-from gpubackprop.backends.primitives import Array, Axis, DType, Primitives, Shape
+from gpubackprop.backends.primitives import Array, Axis, DType, Shape
+from gpubackprop.backends.products import Products
 
 SQRT_HALF = math.sqrt(0.5)
 INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
@@ -47,7 +48,7 @@ def is_half(x: Array | None) -> bool:
     return x is not None and x.dtype.char in HALVES
 
 
-class Composites(Primitives):
+class Composites(Products):
     """Kernels defined by primitives."""
 
     # Shapes and means.
@@ -100,18 +101,6 @@ class Composites(Primitives):
         """`x`, held constant by the chain rule (arrays have no derivative to cut; the tape
         overrides this)."""
         return x
-
-    # Products.
-    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        """``x @ weight.T + bias`` with x (..., in), weight (out, in), bias (out,)."""
-        y = self.matmul(x, self.transpose(weight))
-        return y if bias is None else self.add(y, bias)
-
-    def addmm(self, y: Array, x1: Array, x2: Array, out: Array | None = None) -> Array:
-        """``y + x1 @ x2`` with y of the product's shape; `out` may be `y`, never an operand of the
-        product. How a product joins a sum that is there already."""
-        product = self.matmul(x1, x2)
-        return self.add(y, product) if out is None else self.add(y, product, out=out)
 
     # Activations and their slopes.
     def sigmoid(self, x: Array) -> Array:

@@ -18,7 +18,7 @@ from gpubackprop.autograd import Tensor
 from gpubackprop.autograd.shortage import shortage
 from gpubackprop.backends import Array, Backend
 from gpubackprop.compile import passes
-from gpubackprop.compile.accumulate import accumulated
+from gpubackprop.compile.accumulate import accumulated, widened
 from gpubackprop.compile.checking import WHOLE
 from gpubackprop.compile.graph import one_launch
 from gpubackprop.compile.plain import Thunk, UnfusedError, thunk
@@ -110,6 +110,8 @@ class Replay:
         calls = passes.copies(calls)
         calls = passes.placed(calls)
         calls = passes.dead(calls, marker.refs)
+        if backend.adds_products:
+            calls = widened(calls, marker.refs)
         if fast or backend.adds_products:
             calls = accumulated(calls, marker.refs)
         if recompute:

@@ -129,6 +129,10 @@ def calls_of(kernel: str) -> Iterator[Case]:
             yield f"{shape} no bias", (x, w, None), {}
             for layout, moved in layouts(w):
                 yield f"{shape} {layout}", (x, moved, b), {}
+        elif kernel == "wide_matmul":
+            yield f"{shape}", (x, fill((shape[-1], 4), seed + 1)), {}
+            for layout, moved in layouts(x):
+                yield f"{shape} {layout}", (moved, fill((shape[-1], 4), seed + 1)), {}
         elif kernel == "addmm":
             w = fill((shape[-1], 4), seed + 1)
             y = fill((*shape[:-1], 4), seed + 2)

@@ -135,7 +135,7 @@ def test_rules_call_kernels_only(path):
     assert not used & ARRAYS_ONLY, "not on the tape, so that the rule has no second derivative"
 
 
-DEFINITIONS = ("composites", "convolution", "images", "norms", "recurrent", "attention")
+DEFINITIONS = ("composites", "products", "convolution", "images", "norms", "recurrent", "attention")
 
 
 def test_definitions_call_what_the_tape_has():

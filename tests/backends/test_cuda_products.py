@@ -302,11 +302,20 @@ def test_scales(cuda, dtype, alpha, beta):
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
-def test_halves_may_add_up_into_float32(cuda, half):
+@pytest.mark.parametrize("refused", [0, 2])
+def test_halves_may_add_up_into_float32(cuda, library, half, refused):
     x1, x2, y = random((3, 5), half), random((5, 4), half, 1), random((3, 4), seed=2)
-    total = cuda.asarray(y)
-    cuda._product(cuda.asarray(x1), cuda.asarray(x2), total, beta=1.0)
+    library.set("refuse", refused)
+    total, operands = cuda.asarray(y), (cuda.asarray(x1), cuda.asarray(x2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert cuda.addmm(total, *operands, out=total) is total
+        product = cuda.wide_matmul(*operands)
+        filled = cuda.wide_matmul(*operands, out=cuda.empty((3, 4), "float32"))
+    assert product.dtype == filled.dtype == np.float32
     close(cuda.to_numpy(total), wide(y) + wide(x1) @ wide(x2), "float32", 5)
+    for found in (product, filled):
+        close(cuda.to_numpy(found), wide(x1) @ wide(x2), "float32", 5)
 
 
 def test_precision_is_an_argument(cuda, library):
@@ -481,7 +490,7 @@ def test_without_the_library_products_are_the_same(cuda, library, dtype, shapes)
         warnings.simplefilter("ignore")
         cuda.matmul(cuda.asarray(x1), cuda.asarray(x2), out=out)
     close(cuda.to_numpy(out), expected, dtype, x1.shape[-1])
-    assert products.UNCAPTURABLE == {"matmul", "linear", "addmm"}
+    assert products.UNCAPTURABLE == {"matmul", "wide_matmul", "linear", "addmm"}
 
 
 def test_a_refusal_at_the_last_moment(cuda, library):

@@ -1,4 +1,5 @@
-"""A product that is only added to a sum is one call with the addition, where that is the same."""
+"""A product that is only added to a sum, or only widened, is one call with that, where it is the
+same."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn, optim
 from gpubackprop.backends.cuda import CUDABackend
-from gpubackprop.compile.accumulate import APART, accumulated
+from gpubackprop.compile.accumulate import APART, accumulated, widened
 from gpubackprop.compile.compiled import native_trouble
 from gpubackprop.compile.trace import Buffer, Call, Ref
 from gpubackprop.nn import functional as F
@@ -84,6 +85,38 @@ def test_what_stays_two_calls(why):
     assert found[0] == "matmul" and found[-1] == "add"
 
 
+HALF = np.dtype(np.float16)
+C, D = ref(10, "input", dtype=HALF), ref(11, "input", dtype=HALF)
+
+
+def mixed(*between, out=TOTAL, dtype=HALF, operands=(C, D), results=()):
+    """A product of halves that is then made float32."""
+    product = ref(12, dtype=dtype)
+    calls = [
+        Call("matmul", operands, {}, (product,)),
+        *(Call(kernel, (product,), {}, (ref(13),)) for kernel in between),
+        Call("astype", (product, FLOAT), {}, (out,)),
+    ]
+    return widened(calls, [product] if results else [])
+
+
+def test_a_product_of_halves_that_is_widened_is_never_rounded():
+    (call,) = mixed()
+    assert (call.kernel, call.args, call.outs) == ("wide_matmul", (C, D), (TOTAL,))
+    made = ref(14)
+    calls = [*mixed(out=made), Call("add", (TOTAL, made), {}, (TOTAL,))]
+    (call,) = accumulated(calls, [])
+    assert (call.kernel, call.args, call.outs) == ("addmm", (TOTAL, C, D), (TOTAL,))
+
+
+def test_a_product_of_halves_that_is_seen_elsewhere_is_rounded():
+    for found in (mixed("relu"), mixed(results=True)):
+        assert found[0].kernel == "matmul" and found[-1].kernel == "astype"
+    (first, second) = mixed(out=ref(15, dtype=np.dtype(np.float64)))
+    assert (first.kernel, second.kernel) == ("matmul", "astype")
+    assert len(mixed(dtype=FLOAT, operands=(A, B))) == 2  # nothing to widen
+
+
 # Whole steps.
 class Twice(nn.Module):
     """A layer that is used twice, so that its gradient and a cotangent add up."""
@@ -97,7 +130,7 @@ class Twice(nn.Module):
         return self.first(h) + self.second(h) * self.second(x)
 
 
-def train(device, compiled, dtype="float32"):
+def train(device, compiled, dtype="float32", precision="float32"):
     """Parameters after four steps of two batches each, and the kernels of the compiled step."""
     gb.manual_seed(3)
     net = Twice(dtype).to(device)
@@ -106,7 +139,9 @@ def train(device, compiled, dtype="float32"):
     def work(x, y):
         rule.zero_grad()
         for half in (slice(0, 5), slice(5, 10)):
-            F.mse_loss(net(x[half]), y[half]).backward()
+            with gb.precision(precision):
+                loss = F.mse_loss(net(x[half]), y[half])
+            loss.backward()
         rule.step()
 
     run = gb.compile(work, fast=None if device == "cpu" else False) if compiled else work
@@ -132,13 +167,18 @@ def test_gradients_add_up_in_their_products_on_a_cpu(dtype):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_add_up_in_their_products_on_a_gpu(monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "tf32", "fp16-mixed", "bf16-mixed"])
+def test_gradients_add_up_in_their_products_on_a_gpu(monkeypatch, precision):
     if shim.missing() or fake_lt.missing():
         pytest.skip(shim.missing() or fake_lt.missing())
+    if precision == "bf16-mixed":
+        pytest.importorskip("ml_dtypes")
     monkeypatch.setitem(sys.modules, "cupy", GraphCuPy())
     backend = CUDABackend()
-    expected, _ = train(backend, False)
-    found, kernels = train(backend, True)
-    assert kernels.count("addmm") >= 3
+    expected, _ = train(backend, False, precision=precision)
+    found, kernels = train(backend, True, precision=precision)
+    assert kernels.count("addmm") >= 2
+    assert ("wide_matmul" in kernels) == precision.endswith("mixed")
+    near = 3e-3 if precision.endswith("mixed") else 1e-5
     for got, want in zip(found, expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got, want, rtol=near, atol=near)

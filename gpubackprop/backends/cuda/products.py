@@ -22,7 +22,16 @@ from gpubackprop.backends.primitives import Array, Shape
 
 MULTIPLY = frozenset(
     {
-        *("matmul", "linear", "addmm", "einsum", "conv", "conv_transpose", "conv_weight"),
+        *(
+            "matmul",
+            "wide_matmul",
+            "linear",
+            "addmm",
+            "einsum",
+            "conv",
+            "conv_transpose",
+            "conv_weight",
+        ),
         *("rnn_steps", "rnn_steps_backward", "lstm_steps", "lstm_steps_backward"),
         *("gru_steps", "gru_steps_backward", "attention", "attention_backward"),
     }
@@ -94,7 +103,14 @@ class CudaProducts(CupyProducts):
             start = y if alike and y is not target else None
             if self._product(x1, x2, target, beta=1.0, start=start) is not None:
                 return target
-        return self.add(y, self.matmul(x1, x2), out=out)
+        return super().addmm(y, x1, x2, out)
+
+    def wide_matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
+        shapes = result_shape(x1.shape, x2.shape)
+        if shapes is None or not self._is_array(x1):
+            return super().wide_matmul(x1, x2, out)
+        y = self.empty(shapes[0], np.float32) if out is None else out
+        return super().wide_matmul(x1, x2, y) if self._product(x1, x2, y) is None else y
 
     def linear(
         self, x: Array, weight: Array, bias: Array | None = None, out: Array | None = None
@@ -326,7 +342,7 @@ class CudaProducts(CupyProducts):
     def _product_refused(self, error: RefusedError, bias: Array | None, activation: str) -> _Ready:
         """A product that the library will not be asked for again."""
         if bias is None and not activation:  # else the product without them comes next
-            UNCAPTURABLE.update(("matmul", "linear", "addmm"))
+            UNCAPTURABLE.update(("matmul", "wide_matmul", "linear", "addmm"))
             _warn(f"{error}; this product on {self.device} is CuPy's, without CUDA graphs")
         return _Ready()
 
