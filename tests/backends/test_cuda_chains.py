@@ -3,6 +3,7 @@ where there is one."""
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from gpubackprop.backends.chains.chain import Chain, Operand, Result, Step, elig
 from gpubackprop.backends.chains.layouts import FLAT, Table, table
 from gpubackprop.backends.composites import Composites
 from gpubackprop.backends.cpu.backend import NumPyBackend
+from gpubackprop.backends.cuda import sources
 from gpubackprop.backends.live import marked
 from tests.backends import test_cuda_backend as fakes
 from tests.backends.support import shim
@@ -172,6 +174,25 @@ def test_operands_that_repeat(cuda, a, b):
     np.testing.assert_array_equal(found, x - y)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shape", [(1, 9), (7, 5), (33, 1), (5, 64)])
+def test_nothing_is_written_beside_a_result(cuda, monkeypatch, shape, reverse):
+    monkeypatch.setattr(shim.RawModule, "reverse", reverse)
+    n = math.prod(shape)
+    x = normal(*shape)
+    for before in (8, 9):  # packs begin with the array, or within it
+        whole = cuda.asarray(np.full(n + 32, 7, np.float32))
+        out = whole[before : before + n].reshape(shape)
+        chain = Chain(
+            Table(*shape, (FLAT, "rows")), (Step("multiply", (X, DY)),), (Result(0, FLAT),)
+        )
+        scale = normal(shape[0], seed=1)
+        cuda.chain([cuda.asarray(x), cuda.asarray(scale)], chain, [out])()
+        found = cuda.to_numpy(whole)
+        np.testing.assert_array_equal(found[before : before + n], (x * scale[:, None]).ravel())
+        assert (found[:before] == 7).all() and (found[before + n :] == 7).all()
+
+
 def test_results_in_place(cuda):
     x, y = cuda.asarray(normal(301)), cuda.asarray(normal(301, seed=1))
     want = NUMPY.relu_backward(*map(cuda.to_numpy, (x, y)))
@@ -253,17 +274,24 @@ def test_sums_do_not_depend_on_where_an_array_lies(cuda, how):
     assert len(set(found)) == 1
 
 
-def test_threads_may_come_in_any_order(monkeypatch):
+@pytest.mark.parametrize(
+    "hows", [("columns", "columns", FLAT, "all", "all"), ("rows", "rows", "all")]
+)
+def test_threads_may_come_in_any_order(monkeypatch, hows):
     if shim.missing():
         pytest.skip(shim.missing())
     x, outs = normal(300, 70), reduced((300, 70), np.float32)
-    hows = (FLAT, "columns", "all", "rows")
-    chain = Chain(Table(300, 70, (FLAT,)), (Step("exp", (X,)),), tuple(Result(0, h) for h in hows))
-    first = run(fakes.BACKEND, chain, [x], [outs[h] for h in hows])
-    monkeypatch.setattr(shim.RawModule, "reverse", True)
-    again = run(fakes.BACKEND, chain, [x], [outs[h] for h in hows])
-    for a, b in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a, b)
+    steps = (Step("exp", (X,)), Step("square", (X,)))
+    results = tuple(Result(k % 2, how) for k, how in enumerate(hows))
+    chain = Chain(Table(300, 70, (FLAT,)), steps, results)
+    for reverse in (False, True):
+        monkeypatch.setattr(shim.RawModule, "reverse", reverse)
+        found = run(fakes.BACKEND, chain, [x], [outs[how] for how in hows])
+        for result, how, got in zip(results, hows, found, strict=True):
+            exact = np.square(x) if result.step else np.exp(x)
+            axis = {FLAT: (), "columns": 0, "rows": 1, "all": None}[how]
+            want = exact if how == FLAT else exact.sum(axis=axis)
+            np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=how)
 
 
 def test_live_numbers_are_read_at_each_run(cuda):
@@ -305,6 +333,44 @@ def test_one_kernel_serves_all_numbers_and_sizes(monkeypatch):
         (found,) = run(cuda, chain, [x], [((size,), x.dtype)])
         np.testing.assert_array_equal(found, x * np.float32(value))
     assert len(compiled) == 1
+
+
+@pytest.mark.gpu
+def test_more_elements_than_32_bits_count():
+    cuda = get_backend("cuda")
+    free, _ = cuda.xp.cuda.runtime.memGetInfo()
+    n = 2**31 + 24
+    if free < 6 * n:
+        pytest.skip(f"needs {6 * n / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free")
+    x, total = cuda.full((n,), 0.5, np.float16), cuda.empty((), np.float32)
+    marks = [0, 2**31 - 1, 2**31, n - 1]
+    for place in marks:
+        x[place] = 2.0
+    steps = (Step("multiply", (X, 3.0)), Step("astype", (Operand("step", 0), np.dtype("f4"))))
+    chain = Chain(Table(1, n, (FLAT,)), steps, (Result(0, FLAT), Result(1, "all")))
+    cuda.chain([x], chain, [x, total])()
+    assert [float(cuda.to_numpy(x[place])) for place in marks] == [6.0] * 4
+    assert float(cuda.to_numpy(x[2**31 + 5])) == 1.5
+    assert float(cuda.to_numpy(total)) == pytest.approx(1.5 * n + 4.5 * 4, rel=1e-6)
+    squares, nonfinite = cuda.square_norm(x)
+    assert float(cuda.to_numpy(squares)) == pytest.approx(2.25 * n + 33.75 * 4, rel=1e-12)
+    assert not cuda.to_numpy(nonfinite)
+
+
+@pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
+def test_a_quotient_of_any_size():
+    """Divisions in 32 bits where these are enough; beyond, as many as it takes."""
+    text = (
+        "__global__ void quotients(const i64* a, const i64* b, i64* c, i64 n) {\n"
+        "  for (i64 i = thread_index(); i < n; i += thread_count()) c[i] = quotient(a[i], b[i]);\n"
+        "}\n"
+    )
+    kernel = shim.build(sources.around(text, ()), ("quotients",))["quotients"]
+    sizes = [1, 2, 3, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 5, 2**62]
+    a, b = (np.ascontiguousarray(m.ravel()) for m in np.meshgrid([0, *sizes], sizes))
+    found = np.empty_like(a)
+    kernel(1, 32, (a, b, found, np.int64(a.size)))
+    np.testing.assert_array_equal(found, a // b)
 
 
 def test_what_is_not_served():

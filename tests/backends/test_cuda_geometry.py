@@ -263,7 +263,7 @@ def test_a_block_never_asks_for_more_registers_than_there_are():
         assert "__launch_bounds__" not in sources.source(file)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 32, 1000, 10**6, 2**33])
+@pytest.mark.parametrize("rows", [1, 3, 33, 1000, 1030, 33000, 10**6 + 7, 2**33])
 @pytest.mark.parametrize("packs", [1, 2, 3, 31, 32, 33, 5000, 2**31 + 1])
 def test_columns_are_covered_once(rows, packs):
     width, spans, height, launch = geometry.over_columns(rows, packs)
