@@ -22,6 +22,11 @@ def _scatter(K: Backend) -> Callable[[], Array]:
     return lambda: K.scatter_take(dy, places, 0, ROWS)
 
 
+def _matmul(K: Backend) -> Callable[[], Array]:
+    x, y = (K.uniform((1 << 16, 128), 1, i, 3) for i in range(2))
+    return lambda: K.matmul(K.transpose(x), y)  # few results, long sums: worth cutting in pieces
+
+
 def _pictures(K: Backend) -> tuple[Array, Array]:
     return K.uniform((32, 32, 32, 64), 1, 2, 3), K.uniform((64, 64, 3, 3), 1, 3, 3)
 
@@ -40,11 +45,12 @@ def _attention_backward(K: Backend) -> Callable[[], Any]:
 
 KERNELS: dict[str, Callable[[Backend], Callable[[], Any]]] = {
     "scatter_take": _scatter,
+    "matmul": _matmul,
     "conv_weight": _conv_weight,
     "attention_backward": _attention_backward,
 }
-"""Kernels whose order of summation may depend on the numerics: the gradient of an embedding, and
-those that a library offers in several ways."""
+"""Kernels whose order of summation may depend on the numerics: the gradient of an embedding, a
+product with long sums (the gradient of a weight), and those that cuDNN has several ways for."""
 
 
 def kernels(backend: Backend, rounds: int, seconds: float) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def kernels(backend: Backend, rounds: int, seconds: float) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, made in KERNELS.items():
-        if name not in backend.faster_undetermined:
+        if name not in backend.undetermined():
             found[name] = {"absent": f"{backend.device} has one way only, which is repeatable"}
             continue
         ways = {n: backend.with_numerics(n) for n in ("deterministic", "native")}

@@ -84,7 +84,6 @@ class CUDABackend(
     """
 
     has_tf32 = True
-    faster_undetermined = frozenset({"scatter_take"})
     precision = ProductPrecision()
 
     def __init__(
@@ -125,6 +124,10 @@ class CUDABackend(
         with self._gpu:
             run = super().chain(inputs, chain, outs)
         return None if run is None else self._on_its_gpu(run)
+
+    def undetermined(self) -> frozenset[str]:
+        of_cudnn = ("conv", "conv_transpose", "conv_weight", "attention_backward")
+        return frozenset({"scatter_take", "matmul", *(of_cudnn if self.cudnn.active else ())})
 
     def with_numerics(self, numerics: Numerics) -> CUDABackend:
         return self if numerics == self.numerics else CUDABackend(self.index, numerics)
