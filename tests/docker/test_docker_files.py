@@ -55,7 +55,9 @@ def in_context(path: str) -> bool:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_first_and_the_last_user(name):
-    assert of(name, "FROM") == ["python:3.12-slim-bookworm"]
+    assert of(name, "FROM") == ["${BASE}"]
+    assert of(name, "ARG") == ["BASE=python:3.12-slim-bookworm"]
+    assert instructions(name)[0][0] == "ARG"  # only before FROM it is known there
     (user,) = of(name, "USER")
     assert f"--uid 1000 {user}" in of(name, "RUN")[0]
     order = [word for word, _ in instructions(name)]
@@ -79,7 +81,10 @@ def test_every_copied_path_exists_and_reaches_the_build(name):
 
 @pytest.mark.parametrize(
     ("name", "extras"),
-    [("Dockerfile.cpu", "plot,download"), ("Dockerfile.cuda", "plot,download,cuda13")],
+    [
+        ("Dockerfile.cpu", "plot,download,fast,bf16"),
+        ("Dockerfile.cuda", "plot,download,cuda13,cudnn13"),
+    ],
 )
 def test_every_installed_version_is_held(name, extras):
     install = of(name, "RUN")[-1]
@@ -112,8 +117,49 @@ def test_every_constraint_is_one_version():
 def test_commands_exist(name):
     assert of(name, "ENTRYPOINT") == ['["gpubackprop"]']
     check(["gpubackprop", *json.loads(of(name, "CMD")[0])])
-    health = of(name, "HEALTHCHECK")[0].partition("CMD ")[2]
-    check(json.loads(health))
+    health = json.loads(of(name, "HEALTHCHECK")[0].partition("CMD ")[2])
+    assert health[:2] == ["gpubackprop", "devices"]
+    check(health)
+
+
+def test_the_cuda_image_is_not_well_without_its_gpu():
+    """`auto` would fall back to the CPU, and the container would count as healthy."""
+    health = json.loads(of("Dockerfile.cuda", "HEALTHCHECK")[0].partition("CMD ")[2])
+    assert health[2:] == ["--device", "cuda"] == json.loads(of("Dockerfile.cuda", "CMD")[0])[2:]
+
+
+@pytest.mark.parametrize("name", [*IMAGES, "compose.yaml"])
+def test_commands_in_comments_exist(name):
+    text = (DOCKER / name).read_text(encoding="utf-8")
+    lines = [line[1:].strip() for line in text.splitlines() if line.startswith("#   ")]
+    assert len(lines) >= 2
+    for line in lines:
+        words = shlex.split(re.sub(r"^[A-Z]+=\S+ ", "", line))
+        match words:
+            case ["docker", "build", "-f", file, "-t", tag, "."]:
+                assert (PROJECT / file).is_file() and tag == f"gpubackprop:{name.split('.')[1]}"
+            case ["docker", "run", "--rm", *rest]:
+                place = next(i for i, word in enumerate(rest) if word.startswith("gpubackprop:"))
+                mounted = [rest[i + 1].partition(":")[2] for i, w in enumerate(rest) if w == "-v"]
+                assert mounted == json.loads(of(name, "VOLUME")[0])
+                check(["gpubackprop", *rest[place + 1 :]])
+            case ["docker", "compose", "-f", file, "run", "--rm", service, *command]:
+                assert (PROJECT / file).is_file() and service in COMPOSE["services"]
+                check(["gpubackprop", *command])
+            case _:
+                pytest.fail(f"a comment of {name} shows a command that is not known: {line}")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_caches_lie_on_a_volume(name):
+    folders = {
+        k: v for k, v in environment(name).items() if "CACHE_DIR" in k or k.endswith("CACHE")
+    }
+    folders.pop("PIP_NO_CACHE_DIR")
+    assert len(folders) == 2
+    volumes = list(map(PurePosixPath, json.loads(of(name, "VOLUME")[0])))
+    for variable, folder in folders.items():
+        assert any(v in PurePosixPath(folder).parents for v in volumes), variable
 
 
 def test_the_cuda_image_is_given_a_gpu_and_keeps_its_kernels():
@@ -139,6 +185,11 @@ def test_compose_builds_and_runs_what_is_there(service):
     assert (DOCKER / build["context"]).resolve() == PROJECT
     assert (PROJECT / build["dockerfile"]).is_file()
     check(["gpubackprop", *said["command"]])
+    # Every volume of the image is mounted, and nothing else but the data.
+    mounted = [volume.rpartition(":")[2] for volume in said["volumes"]]
+    image = PurePosixPath(build["dockerfile"]).name
+    assert set(mounted) == {*json.loads(of(image, "VOLUME")[0]), "/data"}
+    assert said["stop_grace_period"] == "1m"
     for volume in said["volumes"]:
         source = volume.rpartition(":")[0]
         assert source.removeprefix("${DATA:-").rstrip("}") in COMPOSE["volumes"], volume
