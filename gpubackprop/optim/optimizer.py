@@ -15,7 +15,7 @@ from gpubackprop.errors import ConfigError, DTypeError, GradientError
 from gpubackprop.nn.arena import Arena, Section
 from gpubackprop.nn.module import Module
 from gpubackprop.optim.ranges import Range
-from gpubackprop.optim.skips import SkippedSteps
+from gpubackprop.optim.taken import TakenSteps
 from gpubackprop.suggest import unknown
 
 Group = dict[str, Any]
@@ -57,7 +57,7 @@ class Optimizer:
         self.param_groups: list[Group] = []
         self.arena = Arena(())
         self._steps: list[list[int]] = []  # of each section's parameters
-        self._skips: list[SkippedSteps] | None = None  # likewise, once a step could be skipped
+        self._taken: list[TakenSteps] | None = None  # in their place, once a step can be skipped
         self._bounds: list[list[tuple[int, int]]] = []  # of each group in each section
         groups = self._as_groups(params)
         if not groups:
@@ -144,7 +144,7 @@ class Optimizer:
 
     def _lay_out(self) -> None:
         """Put all groups into one arena, each in a stretch of its own, and take the state along."""
-        self._fold_skips()
+        self._count_here()
         old_places, old_steps = self.arena.places, self._steps
         sections = self.arena.sections
         steps = {
@@ -220,13 +220,12 @@ class Optimizer:
                 f"{self._name}.step: no parameter has a gradient; call backward() on the loss first"
             )
         sections = self.arena.sections
-        keys: list[Any] = self._count(present)
-        if skip is not None or self._skips is not None:
-            skips = self.count_skips()
-            if skip is not None:
-                for counts, has in zip(skips, present, strict=True):
-                    counts.note(has, skip)
-            keys = [counts.keys(steps) for counts, steps in zip(skips, keys, strict=True)]
+        skips = skip is not None or self._taken is not None
+        taken = self.count_on_device() if skips else None
+        keys = self._count(present)
+        if taken is not None:
+            keys = [counts.take(has, skip) for counts, has in zip(taken, present, strict=True)]
+            live.constant(lambda: [counts.kinds for counts in self._taken or ()])
         given = {"scale": scale, "skip": skip}
         further = {name: value for name, value in given.items() if value is not None}
         for group, bounds in zip(self.param_groups, self._bounds, strict=True):
@@ -236,22 +235,23 @@ class Optimizer:
                     self._update(section, key, first, last, group, slots, options)
         return loss
 
-    def count_skips(self) -> list[SkippedSteps]:
-        """The counts of skipped steps, made when first asked for: one for each section."""
+    def count_on_device(self) -> list[TakenSteps]:
+        """The counts of steps on the device, one of each section: made when first asked for, from
+        the host's, which mean nothing from then on."""
         sections = self.arena.sections
-        if self._skips is not None and any(
-            counts.backend is not s.backend for counts, s in zip(self._skips, sections, strict=True)
+        if self._taken is not None and any(
+            counts.backend is not s.backend for counts, s in zip(self._taken, sections, strict=True)
         ):
-            self._fold_skips()  # the parameters were moved
-        if self._skips is None:
-            self._skips = [SkippedSteps(section) for section in sections]
-        return self._skips
+            self._count_here()  # the parameters were moved
+        if self._taken is None:
+            self._taken = [TakenSteps(s, n) for s, n in zip(sections, self._steps, strict=True)]
+        return self._taken
 
-    def _fold_skips(self) -> None:
-        """Take the steps that were skipped off those that were counted."""
-        for counts, steps in zip(self._skips or (), self._steps, strict=False):
-            steps[:] = [n - skipped for n, skipped in zip(steps, counts.read(), strict=True)]
-        self._skips = None
+    def _count_here(self) -> None:
+        """Count on the host again."""
+        for counts, steps in zip(self._taken or (), self._steps, strict=False):
+            steps[:] = counts.read()
+        self._taken = None
 
     def _count(self, present: list[list[bool]]) -> list[list[int | None]]:
         """Count a step of every parameter that has a gradient; each one's number, or None."""
@@ -308,14 +308,14 @@ class Optimizer:
     def _update(
         self,
         section: Section,
-        keys: list[Any],
+        keys: list[int | None],
         first: int,
         last: int,
         group: Group,
         slots: tuple[str | None, ...],
         options: dict[str, Any],
     ) -> None:
-        backend, skips = section.backend, self._skips
+        backend = section.backend
         kernel = getattr(backend, self.kernel)
         buffers = [None if s is None else self._slot(section, s) for s in slots]
         # Padding stays zero under every update, except where 0 / (sqrt(0) + eps) is 0 / 0.
@@ -323,8 +323,8 @@ class Optimizer:
         exact = section.dtype.type(eps) == 0
         for start, stop, key in section.spans(keys, first, last, exact=exact):
             step: Any = key
-            if skips is not None:
-                step = skips[self.arena.sections.index(section)].taken(step)
+            if self._taken is not None:
+                step = self._taken[self.arena.sections.index(section)].number(step)
             grad = section.grads[start:stop]
             if group["maximize"]:
                 grad = backend.negative(grad)

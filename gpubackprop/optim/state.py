@@ -39,9 +39,9 @@ def save(optimizer: Optimizer) -> dict[str, Any]:
     """See :meth:`gpubackprop.optim.Optimizer.state_dict`."""
     optimizer.arena.gather()
     state: dict[int, dict[str, Any]] = {}
-    skipped = [counts.read() for counts in optimizer._skips or ()]
+    taken = [counts.read() for counts in optimizer._taken or ()]
     for number, group, section, i, at in _places(optimizer):
-        step = optimizer._steps[at][i] - (skipped[at][i] if skipped else 0)
+        step = (taken or optimizer._steps)[at][i]
         if step:
             state[number] = {"step": step}
             for name in filter(None, optimizer.slots(group)):
@@ -75,10 +75,10 @@ def snapshot(optimizer: Optimizer) -> Callable[[], None]:
         for buffer in (section.values, section.grads, *section.slots.values())
     ]
     steps = [list(counts) for counts in optimizer._steps]
-    skips = [counts.snapshot() for counts in optimizer._skips or ()]
+    taken = [counts.snapshot() for counts in optimizer._taken or ()]
 
     def restore() -> None:
-        for put_back in skips:
+        for put_back in taken:
             put_back()
         for backend, buffer, copy in kept:
             backend.copyto(buffer, copy)
@@ -118,13 +118,13 @@ def load(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     optimizer.arena.gather()
     for section in optimizer.arena.sections:
         section.slots.clear()
-    for counts in optimizer._skips or ():
-        counts.clear()
     for number, _, section, i, at in _places(optimizer):
         optimizer._steps[at][i] = steps.get(number, 0)
         for slot, array in arrays.get(number, {}).items():
             view = section.view(optimizer._slot(section, slot), i)
             section.backend.copyto(view, section.backend.asarray(array))
+    for counts, numbers in zip(optimizer._taken or (), optimizer._steps, strict=False):
+        counts.write(numbers)
 
 
 def _group_faults(optimizer: Optimizer, saved: Any) -> list[str]:

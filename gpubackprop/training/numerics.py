@@ -61,7 +61,7 @@ class Numerics:
         self.scaler = scaler
         if name == SCALED:
             self.scaler = scaler or GradScaler(self.backend)
-            optimizer.count_skips()  # before anything is recorded
+            optimizer.count_on_device()  # before anything is recorded
 
     # Of a step.
     def backward(self, loss: Tensor, share: float) -> Array:
