@@ -144,7 +144,7 @@ if "$python" -c 'import pytest_timeout' 2>/dev/null; then
 else # an option that nobody knows would be an error
     tests="$tests -o addopts= -ra --strict-markers --import-mode=importlib"
 fi
-others=$(grep -rlE 'mark\.gpu|import PLACES' tests --include='test_*.py' | sort |
+others=$(grep -rlE 'mark\.gpu|test_cuda_training import PLACES' tests --include='test_*.py' | sort |
     grep -v -e tests/ops/test_operations.py -e tests/backends/test_composites.py)
 in_order tests tests-operations tests-composites
 # shellcheck disable=SC2086
