@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,3 +264,9 @@ def test_every_operation_on_half_tensors(op, name):
         for g, want in zip(gradients, slopes, strict=True):
             assert g.dtype == half
             assert gap(g, want) <= most, sample
+
+
+def test_the_page_shows_the_table():
+    page = (Path(__file__).parents[2] / "docs" / "precision.md").read_text(encoding="utf-8")
+    for row in ROWS.values():
+        assert ", ".join(f"`{name}`" for name in row.split()) + " |" in page
