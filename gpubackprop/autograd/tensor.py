@@ -179,7 +179,7 @@ class Tensor(ArrayMethods):
             raise GradientError(
                 "to: cannot move a tensor with a history; move its inputs, or call detach() first"
             )
-        return Tensor(target.asarray(self.numpy()), target, self.requires_grad)
+        return Tensor(brought(target, self.numpy(), None), target, self.requires_grad)
 
     def cpu(self) -> Tensor:
         """``to("cpu")``."""

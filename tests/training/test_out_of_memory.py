@@ -62,6 +62,22 @@ def test_forward_names_the_operation_and_the_bytes(monkeypatch):
     assert "--accumulate" in str(error) and "gb.checkpoint" in str(error)
 
 
+def test_making_and_moving_a_tensor_name_its_shape(monkeypatch):
+    with pytest.raises(
+        OutOfMemoryError, match=r"^tensor \[1048576, 1048576, 262144\]: cpu has no"
+    ):
+        gb.zeros((1 << 20, 1 << 20, 1 << 18))
+    elsewhere = NumPyBackend()
+    x = gb.tensor(np.ones((3, 5), np.float32))
+
+    def none_left(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(elsewhere, "asarray", none_left, raising=False)
+    with pytest.raises(OutOfMemoryError, match=r"^tensor \[3, 5\]: cpu has no memory for what"):
+        x.to(elsewhere)
+
+
 def test_backward_names_what_holds_the_memory(monkeypatch):
     model, optimizer = network()
     loss_of(model).backward()

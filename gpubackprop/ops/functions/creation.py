@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpubackprop.autograd import Tensor, tensor
+from gpubackprop.autograd.shortage import named
 from gpubackprop.backends import Backend, DType, Shape, as_dtype, get_backend
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.ops.functions.operands import Operand, as_tensor
@@ -115,7 +116,9 @@ def full(
     backend = get_backend(device)
     if dtype is None:
         dtype = {bool: np.bool_, int: np.int64}.get(type(fill_value), np.float32)
-    array = backend.full(_lengths(shape), fill_value, as_dtype(dtype))
+    lengths = _lengths(shape)
+    with named(f"tensor {list(lengths)}", backend):
+        array = backend.full(lengths, fill_value, as_dtype(dtype))
     return _made(array, backend, requires_grad)
 
 
