@@ -16,9 +16,11 @@ class Products(Primitives):
         return y if bias is None else self.add(y, bias)
 
     def wide_matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
-        """``x1 @ x2`` in float32 of operands in half precision: the sums are not rounded to it."""
-        wide = self.astype(x1, np.float32), self.astype(x2, np.float32)
-        return self.matmul(*wide) if out is None else self.matmul(*wide, out=out)
+        """``x1 @ x2``, in float32 where the operands are of half precision: sums are not rounded to
+        it."""
+        if x1.dtype.itemsize == x2.dtype.itemsize == 2:
+            x1, x2 = self.astype(x1, np.float32), self.astype(x2, np.float32)
+        return self.matmul(x1, x2) if out is None else self.matmul(x1, x2, out=out)
 
     def addmm(self, y: Array, x1: Array, x2: Array, out: Array | None = None) -> Array:
         """``y + x1 @ x2`` with y of the product's shape and dtype, or float32 where the operands

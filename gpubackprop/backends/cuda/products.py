@@ -107,7 +107,7 @@ class CudaProducts(CupyProducts):
 
     def wide_matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
         shapes = result_shape(x1.shape, x2.shape)
-        if shapes is None or not self._is_array(x1):
+        if shapes is None or not x1.dtype.itemsize == x2.dtype.itemsize == 2:
             return super().wide_matmul(x1, x2, out)
         y = self.empty(shapes[0], np.float32) if out is None else out
         return super().wide_matmul(x1, x2, y) if self._product(x1, x2, y) is None else y
