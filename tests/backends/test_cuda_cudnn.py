@@ -10,7 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpubackprop.backends import detect
+import gpubackprop as gb
+from gpubackprop import nn, optim, testing
+from gpubackprop.autograd import REGISTRY
+from gpubackprop.backends import detect, get_backend
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend
@@ -428,3 +431,50 @@ def test_never_does_not_load_it(monkeypatch):
     here = machine(monkeypatch, "never")
     monkeypatch.setattr(detect, "cudnn_problem", lambda: pytest.fail("asked for cuDNN"))
     assert not here.cuda.cudnn.active and here.cudnn.handle is None
+
+
+# In networks.
+
+
+@needs_shim
+@pytest.mark.parametrize("name", ["conv", "conv_transpose", "conv_weight"])
+def test_operations_agree_with_the_cpu(here, name):
+    for sample in testing.samples_of(REGISTRY[name]):
+        testing.check_parity(REGISTRY[name], sample, here.cuda, np.float32)
+    assert here.cudnn.ran
+
+
+def train(device):
+    """Four steps of a small convolutional network: losses and weights."""
+    gb.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2), nn.Flatten()
+    ).to(device)
+    rule = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    def step(x, target):
+        rule.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), target)
+        loss.backward()
+        rule.step()
+        return loss
+
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(4):
+        x, target = rng.standard_normal((6, 2, 7, 7)).astype(np.float32), rng.integers(0, 36, 6)
+        losses.append(float(step(gb.tensor(x, device=device), gb.tensor(target, device=device))))
+    return losses, [p.numpy() for p in model.parameters()]
+
+
+@needs_shim
+def test_a_network_trains_as_on_the_cpu(here):
+    losses, weights = train(get_backend("cpu"))
+    found_losses, found_weights = train(here.cuda)
+    np.testing.assert_allclose(found_losses, losses, rtol=1e-5)
+    for found, want in zip(found_weights, weights, strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4)
+    # Of the first layer no gradient of the pictures is asked for.
+    kinds = [graph.asked[0][0] for graph in here.cudnn.ran]
+    counts = [kinds.count(kind) for kind in ("fprop", "wgrad", "dgrad")]
+    assert counts == [8, 8, 4]
