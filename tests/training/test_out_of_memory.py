@@ -63,9 +63,7 @@ def test_forward_names_the_operation_and_the_bytes(monkeypatch):
 
 
 def test_making_and_moving_a_tensor_name_its_shape(monkeypatch):
-    with pytest.raises(
-        OutOfMemoryError, match=r"^tensor \[1048576, 1048576, 262144\]: cpu has no"
-    ):
+    with pytest.raises(OutOfMemoryError, match=r"^tensor \[1048576, 1048576, 262144\]: cpu has no"):
         gb.zeros((1 << 20, 1 << 20, 1 << 18))
     elsewhere = NumPyBackend()
     x = gb.tensor(np.ones((3, 5), np.float32))
