@@ -115,7 +115,7 @@ class ChainSource(NamedTuple):
     outputs : in order.
     numbers : in order.
     lanes : elements of a pack.
-    single : whether the table is one row.
+    single : whether the table is one row, and no input has a value for it.
     """
 
     scheme: str

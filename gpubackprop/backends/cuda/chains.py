@@ -136,7 +136,8 @@ class CudaChains(DeviceArrays):
             for value, dtype in constants
         )
         given = tuple((kind, x.dtype) for kind, x in zip(kinds, inputs, strict=True))
-        source = ChainSource(scheme, given, tuple(written), numbers, lanes, rows == 1)
+        single = rows == 1 and ROWS not in kinds
+        source = ChainSource(scheme, given, tuple(written), numbers, lanes, single)
         whole = (rows == 1 or columns % lanes == 0) and all(
             self.layout(x)[0] % (lanes * x.dtype.itemsize) == 0 for x in moved
         )
