@@ -2,9 +2,9 @@
 
 ``Backend`` = primitives (each backend supplies them) + composites (``composites.py``, and by
 subject ``products.py``, ``convolution.py``, ``images.py``, ``norms.py``, ``recurrent.py``,
-``attention.py``) and updates (both defined once, overridden where a fused kernel pays). Derivative rules, layers and
-optimizers speak to a backend and to nothing else; which array library answers is the backend's
-business.
+``attention.py``) and updates (both defined once, overridden where a fused kernel pays). Derivative
+rules, layers and optimizers speak to a backend and to nothing else; which array library answers is
+the backend's business.
 
 To add a backend: subclass ``Backend``, supply the primitives, register it in ``device.py``. The
 reflection test compares its signatures with the contract and the parity suite runs it over every

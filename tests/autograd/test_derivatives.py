@@ -210,6 +210,8 @@ COMPOSITES = {
     "var": (lambda K, x: K.var(x, axis=-1, ddof=1), [ROWS]),
     "logsumexp": (lambda K, x: K.logsumexp(x, axis=0), [ROWS]),
     "linear": (lambda K, x, w, b: K.linear(x, w, b), [ROWS, (2, 3), (2,)]),
+    "wide_matmul": (lambda K, x, y: K.wide_matmul(x, y), [ROWS, (3, 2)]),
+    "addmm": (lambda K, y, a, b: K.addmm(y, a, b), [(4, 2), ROWS, (3, 2)]),
     "sigmoid": (lambda K, x: K.sigmoid(x), [ROWS]),
     "sigmoid_backward": (lambda K, dy, y: K.sigmoid_backward(dy, y), [ROWS, ROWS]),
     "tanh_backward": (lambda K, dy, y: K.tanh_backward(dy, y), [ROWS, ROWS]),

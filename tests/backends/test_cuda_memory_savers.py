@@ -14,9 +14,17 @@ from gpubackprop.data import ArrayDataset, DataLoader
 from gpubackprop.inspect import memory
 from gpubackprop.nn import functional as F  # noqa: N812
 from gpubackprop.training import Trainer
+from tests.backends import test_cuda_backend as fakes
 from tests.backends.test_cuda_training import PLACES
 
 pytestmark = pytest.mark.parametrize("place", PLACES)
+
+
+@pytest.fixture(autouse=True)
+def no_streams(monkeypatch):
+    """This fake of CuPy has none, so batches are not copied beside the work
+    (``tests/training/test_feeding.py`` has them)."""
+    monkeypatch.setattr(fakes.BACKEND, "staging", lambda: None)
 
 
 class Network(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
 from typing import Any
@@ -159,3 +160,14 @@ def test_a_device_that_fuses_nothing_runs_the_calls_as_they_are() -> None:
     stand_in = next(p for p in testing.backends() if p.name == "stand-in").backend
     run = replayed(lambda x: (x + 1.0) * x, stand_in, normal(5, 6))
     assert "chain" not in kernels(run)
+
+
+def test_chains_are_put_together_without_the_extra_for_the_cpu() -> None:
+    """A GPU's chains need neither Numba nor CuPy until they are written."""
+    program = (
+        "import sys\n"
+        "sys.modules['numba'] = sys.modules['llvmlite'] = sys.modules['cupy'] = None\n"
+        "import gpubackprop.compile.fusion, gpubackprop.backends.cuda.chains\n"
+        "assert not [m for m in sys.modules if m.startswith('gpubackprop.backends.cpu.native')]\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
