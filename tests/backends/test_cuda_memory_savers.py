@@ -22,9 +22,10 @@ pytestmark = pytest.mark.parametrize("place", PLACES)
 
 @pytest.fixture(autouse=True)
 def no_streams(monkeypatch):
-    """This fake of CuPy has none, so batches are not copied beside the work
+    """This fake of CuPy has none, so nothing is copied beside the work
     (``tests/training/test_feeding.py`` has them)."""
     monkeypatch.setattr(fakes.BACKEND, "staging", lambda: None)
+    monkeypatch.setattr(fakes.BACKEND, "fetch", lambda x: lambda: fakes.BACKEND.to_numpy(x))
 
 
 class Network(nn.Module):

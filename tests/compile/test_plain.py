@@ -265,6 +265,8 @@ def test_a_copy_onto_itself_is_left_out():
         (70_000, {}),
         (5, {"momentum": 0.9}),
         (5, {"weight_decay": 0.1}),
+        (5, {"scale": 0.25}),
+        (5, {"skip": True}),
         (5, {"momentum": 0.9, "nesterov": True, "dampening": 0.0}),
     ],
 )
