@@ -83,13 +83,14 @@ class TorchPeer:
         """See :class:`~gpubackprop.bench.peers.Peer`."""
         recipe = made.recipe
         shapes = plan_model(recipe, made.shape, made.classes).shapes
+        model: Any  # PyTorch's types are not at hand where it is not installed
         try:
             model = torch_networks.network(recipe.layers, shapes, made.classes).to(self.device)
         except KeyError as error:
             raise AbsentError(f"there is no twin of the layer {error} in PyTorch") from None
         pictures = len(made.shape) == 3
         if pictures:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         chosen = recipe.optimizer
         optimizer = torch_networks.optimizer(
             chosen.name, chosen.options, model.parameters(), fused=True
