@@ -153,7 +153,7 @@ def _described(call: Call, floats: Collection[np.dtype], least: int) -> _Part | 
     if not eligible(call.kernel, call.args, call.kwargs, out, floats):
         return None
     lies = table(out, inputs)
-    if lies is None or lies.lengths or out.size < least:
+    if lies is None or lies.strides or out.size < least:
         return None
     for x, kind in zip(inputs, lies.kinds, strict=True):
         if out.overlaps(x) and not (kind == FLAT and same_memory(out, x)):

@@ -171,3 +171,21 @@ def test_chains_are_put_together_without_the_extra_for_the_cpu() -> None:
         "assert not [m for m in sys.modules if m.startswith('gpubackprop.backends.cpu.native')]\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("place", [PLACES[0], PLACES[2]])
+def test_a_column_with_gaps_stays_outside_of_a_chain(place: Any) -> None:
+    """It is found by its stride, which a chain of several calls does not keep."""
+    weight = np.ones((3, 4), np.float32)
+
+    def step(x: Any, w: Any) -> Any:
+        return gb.matmul(x * (1.0 + x[:, :1] * 2.0), w)
+
+    x = normal(5, 4)
+    run = gb.compile(step)
+    backend = place()
+    for _ in range(5):
+        y = run(
+            gb.tensor(x, device=backend.device), gb.tensor(weight.T.copy(), device=backend.device)
+        )
+    np.testing.assert_allclose(y.numpy(), (x * (1 + x[:, :1] * 2)) @ weight.T, rtol=1e-5)
