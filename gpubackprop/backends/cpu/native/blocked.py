@@ -9,6 +9,8 @@ loops.
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpubackprop.backends.cpu.native import blas
 from gpubackprop.backends.cpu.native.abi import floats, inline, kernel, share
 from gpubackprop.backends.cpu.native.blas import sgemm
@@ -38,17 +40,17 @@ PACK = 8
 
 
 @inline
-def tiling(m, n, parts, row, column):
-    """How many parts stand side by side, the rest above one another, in a (m, n) result: such that
-    the slowest part is soonest done. A part's row costs `row` multiply-adds for each term of the
-    sums, and its column `column`, beside the product."""
-    best, least = 1, m * n * 1000 + 1
+def tiling(m, n, parts, high, wide, row, column):
+    """How many parts stand side by side, the rest above one another, in a (m, n) result of tiles of
+    (high, wide): such that the slowest part is soonest done. A part's row costs `row` multiply-adds
+    for each term of the sums, and its column `column`, beside the product."""
+    best, least = np.int64(1), np.int64(1) << 62
     for across in range(1, parts + 1):
         if parts % across:
             continue
         down = parts // across
-        rows = min(m, ((m + TALL - 1) // TALL + down - 1) // down * TALL)
-        columns = min(n, ((n + WIDE - 1) // WIDE + across - 1) // across * WIDE)
+        rows = min(m, ((m + high - 1) // high + down - 1) // down * high)
+        columns = min(n, ((n + wide - 1) // wide + across - 1) // across * wide)
         cost = rows * columns + row * rows + column * columns
         if cost < least:
             best, least = across, cost
@@ -75,7 +77,7 @@ def blocked_product(frame, part, parts):
     trans_a, trans_b = frame[0], frame[1]
     m, n, k = frame[2], frame[3], frame[4]
     lda, ldb, ldc = 4 * frame[6], 4 * frame[8], 4 * frame[10]
-    across = tiling(m, n, parts, PACK if trans_a else 1, PACK)
+    across = tiling(m, n, parts, TALL, WIDE, PACK if trans_a else 1, PACK)
     top, bottom = share(m, part // across, parts // across, TALL)
     left, right = share(n, part % across, across, WIDE)
     rows, columns = bottom - top, right - left

@@ -8,7 +8,13 @@ import numpy as np
 
 from gpubackprop.backends.cpu.native.abi import doubles, floats, inline, kernel, share
 from gpubackprop.backends.cpu.native.blas import sgemm
-from gpubackprop.backends.cpu.native.blocked import add_row, blocked_product, blocks_serve, room
+from gpubackprop.backends.cpu.native.blocked import (
+    add_row,
+    blocked_product,
+    blocks_serve,
+    room,
+    tiling,
+)
 from gpubackprop.backends.cpu.native.chains import add_columns
 from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
@@ -28,17 +34,7 @@ WIDEST = 4096
 def grid(m, n, parts):
     """How many parts stand side by side, the rest above one another, in a (m, n) result: such that
     the largest tile is smallest, and reads least of the operands."""
-    best, least = np.int64(1), np.int64(1) << 62
-    for across in range(1, parts + 1):
-        if parts % across:
-            continue
-        down = parts // across
-        rows = min(m, ((m + 15) // 16 + down - 1) // down * 16)
-        columns = min(n, ((n + 15) // 16 + across - 1) // across * 16)
-        cost = rows * columns + READ * (rows + columns)
-        if cost < least:
-            best, least = across, cost
-    return best
+    return tiling(m, n, parts, 16, 16, READ, READ)
 
 
 @kernel
