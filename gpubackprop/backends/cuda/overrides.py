@@ -5,13 +5,15 @@ not installed, has no engine, or is slower. Each call's shapes, layouts, dtypes 
 settled once: by a plan of cuDNN, or by the plain kernel.
 
 What cuDNN never gets: float64; weights that are dropped, whose random bits the contract fixes; and
-masks, since a query that attends to nothing is zeros in the contract and not a number in cuDNN.
+masks, booleans or numbers, since a query that attends to nothing is zeros in the contract and not a
+number in cuDNN, and only the values of a mask say whether there is one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from gpubackprop.backends.cuda import cudnn_graphs as graphs
 from gpubackprop.backends.cuda.arrays import DeviceArrays
 from gpubackprop.backends.cuda.choosing import Chooser
 from gpubackprop.backends.cuda.cudnn import ALIGNMENT, Plan, Policy
-from gpubackprop.backends.cuda.cudnn_graphs import Operation
+from gpubackprop.backends.cuda.cudnn_graphs import Operation, Tensor
 from gpubackprop.backends.primitives import Array, Shape
 
 _HALVES = ("float16", "bfloat16")
@@ -30,6 +32,50 @@ _EIGHT = 8
 _QUERIES = 2
 """A single query, as when text is generated, meets one more key at each step: as many plans as
 steps would be built, each for one use."""
+
+ROLES = {
+    "conv": ("x", "weight", "bias", "y"),
+    "conv_transpose": ("y", "weight", "x"),
+    "conv_weight": ("x", "y", "weight"),
+}
+"""What each kernel of convolutions takes, in cuDNN's order, and last what it gives."""
+
+
+class Convolution(NamedTuple):
+    """The shapes of x (N, *spatial, C), weight (O, C / groups, *kernel) and y (N, *places, O), and
+    how the windows lie: what the three kernels have in common."""
+
+    x: Shape
+    weight: Shape
+    y: Shape
+    stride: Shape
+    padding: Padding
+    dilation: Shape
+
+    def fits(self, groups: int) -> bool:
+        """Whether the shapes belong together, and there is something to compute."""
+        return (
+            min((*self.x, *self.weight, *self.y)) > 0
+            and self.x[-1] == self.weight[1] * groups
+            and self.y == result_shape(self.x, self.weight, *self[3:])
+        )
+
+    def tensor(self, role: str, dtype: str) -> Tensor:
+        """One of the arrays as cuDNN sees it."""
+        if role == "bias":
+            return graphs.per_channel(self.weight[0], len(self.stride), dtype)
+        if role == "weight":
+            return graphs.channels_last(self.weight[0], self.weight[1], self.weight[2:], dtype)
+        shape = self.x if role == "x" else self.y
+        return graphs.channels_last(shape[0], shape[-1], shape[1:-1], dtype)
+
+
+def result_shape(
+    x: Shape, weight: Shape, stride: Shape, padding: Padding, dilation: Shape
+) -> Shape:
+    """The shape of y."""
+    padded = tuple(s + a + b for s, (a, b) in zip(x[1:-1], padding, strict=True))
+    return (x[0], *windows_along(padded, weight[2:], stride, dilation), weight[0])
 
 
 class CudnnKernels(DeviceArrays):
@@ -47,41 +93,17 @@ class CudnnKernels(DeviceArrays):
         dilation: Shape,
         groups: int,
     ) -> Array:
+        window = (stride, padding, dilation)
+
         def plain() -> Array:
-            return super(CudnnKernels, self).conv(
-                x, weight, bias, stride, padding, dilation, groups
-            )
+            return super(CudnnKernels, self).conv(x, weight, bias, *window, groups)
 
         if not self._convolves(x, weight, bias):
             return plain()
-        outputs, dtype = weight.shape[0], x.dtype.name
-        padded = tuple(s + a + b for s, (a, b) in zip(x.shape[1:-1], padding, strict=True))
-        out = windows_along(padded, weight.shape[2:], stride, dilation)
-        if not _all_there(x, weight, out) or x.shape[-1] != weight.shape[1] * groups:
-            return plain()
-
-        def operation() -> Operation:
-            spatial = x.shape[1:-1]
-            given = [
-                graphs.channels_last(x.shape[0], x.shape[-1], spatial, dtype),
-                graphs.channels_last(outputs, weight.shape[1], weight.shape[2:], dtype),
-            ]
-            if bias is not None:
-                given.append(graphs.per_channel(outputs, len(out), dtype))
-            y = graphs.channels_last(x.shape[0], outputs, out, dtype)
-            geometry = graphs.geometry_of(stride, padding, dilation)
-            return Operation("conv", (*given, y), (geometry,))
-
-        def with_cudnn(plan: Plan) -> Array:
-            y = self.empty((x.shape[0], *out, outputs), x.dtype)
-            more = () if bias is None else (self._ready(bias),)
-            arrays = (self._ready(x), self._filters(weight), *more, y)
-            self.cudnn.library.run(plan, *arrays)
-            return y
-
-        key = (x.shape, weight.shape, bias is None, dtype, stride, padding, dilation)
-        plan = self.cudnn.plan("conv", key, self._policy(), operation, with_cudnn, plain)
-        return plain() if plan is None else with_cudnn(plan)
+        sizes = Convolution(
+            x.shape, weight.shape, result_shape(x.shape, weight.shape, *window), *window
+        )
+        return self._convolved("conv", sizes, groups, plain, x=x, weight=weight, bias=bias)
 
     def conv_transpose(
         self,
@@ -93,35 +115,16 @@ class CudnnKernels(DeviceArrays):
         dilation: Shape,
         groups: int,
     ) -> Array:
+        window = (stride, padding, dilation)
+
         def plain() -> Array:
-            return super(CudnnKernels, self).conv_transpose(
-                dy, weight, spatial, stride, padding, dilation, groups
-            )
+            return super(CudnnKernels, self).conv_transpose(dy, weight, spatial, *window, groups)
 
-        if not self._convolves(dy, weight) or not _all_there(dy, weight, spatial):
+        if not self._convolves(dy, weight):
             return plain()
-        outputs, dtype, channels = weight.shape[0], dy.dtype.name, weight.shape[1] * groups
-        padded = tuple(s + a + b for s, (a, b) in zip(spatial, padding, strict=True))
-        if dy.shape[1:] != (*windows_along(padded, weight.shape[2:], stride, dilation), outputs):
-            return plain()
-
-        def operation() -> Operation:
-            tensors = (
-                graphs.channels_last(dy.shape[0], outputs, dy.shape[1:-1], dtype),
-                graphs.channels_last(outputs, weight.shape[1], weight.shape[2:], dtype),
-                graphs.channels_last(dy.shape[0], channels, spatial, dtype),
-            )
-            geometry = graphs.geometry_of(stride, padding, dilation)
-            return Operation("conv_transpose", tensors, (geometry,))
-
-        def with_cudnn(plan: Plan) -> Array:
-            dx = self.empty((dy.shape[0], *spatial, channels), dy.dtype)
-            self.cudnn.library.run(plan, self._ready(dy), self._filters(weight), dx)
-            return dx
-
-        key = (dy.shape, weight.shape, tuple(spatial), dtype, stride, padding, dilation, groups)
-        plan = self.cudnn.plan("conv_transpose", key, self._policy(), operation, with_cudnn, plain)
-        return plain() if plan is None else with_cudnn(plan)
+        x = (dy.shape[0], *spatial, weight.shape[1] * groups)
+        sizes = Convolution(x, weight.shape, dy.shape, *window)
+        return self._convolved("conv_transpose", sizes, groups, plain, y=dy, weight=weight)
 
     def conv_weight(
         self,
@@ -133,36 +136,52 @@ class CudnnKernels(DeviceArrays):
         dilation: Shape,
         groups: int,
     ) -> Array:
-        def plain() -> Array:
-            return super(CudnnKernels, self).conv_weight(
-                x, dy, kernel, stride, padding, dilation, groups
-            )
+        window = (stride, padding, dilation)
 
-        if not self._convolves(x, dy) or not _all_there(x, dy, kernel):
+        def plain() -> Array:
+            return super(CudnnKernels, self).conv_weight(x, dy, kernel, *window, groups)
+
+        if not self._convolves(x, dy):
             return plain()
-        outputs, channels, dtype = dy.shape[-1], x.shape[-1] // groups, x.dtype.name
-        padded = tuple(s + a + b for s, (a, b) in zip(x.shape[1:-1], padding, strict=True))
-        if dy.shape[:-1] != (x.shape[0], *windows_along(padded, kernel, stride, dilation)):
+        weight = (dy.shape[-1], x.shape[-1] // groups, *kernel)
+        sizes = Convolution(x.shape, weight, dy.shape, *window)
+        return self._convolved("conv_weight", sizes, groups, plain, x=x, y=dy)
+
+    def _convolved(
+        self,
+        kind: str,
+        sizes: Convolution,
+        groups: int,
+        plain: Callable[[], Array],
+        **given: Array | None,
+    ) -> Array:
+        """The array of a convolution that is not given, by cuDNN or by `plain`."""
+        if not sizes.fits(groups):
             return plain()
+        *taken, result = ROLES[kind]
+        arrays = {role: a for role in taken if (a := given[role]) is not None}
+        dtype = arrays[taken[0]].dtype
+        laid_out = getattr(sizes, result)
+        if result == "weight":
+            laid_out = (laid_out[0], *laid_out[2:], laid_out[1])
 
         def operation() -> Operation:
-            tensors = (
-                graphs.channels_last(x.shape[0], x.shape[-1], x.shape[1:-1], dtype),
-                graphs.channels_last(x.shape[0], outputs, dy.shape[1:-1], dtype),
-                graphs.channels_last(outputs, channels, kernel, dtype),
-            )
-            geometry = graphs.geometry_of(stride, padding, dilation)
-            return Operation("conv_weight", tensors, (geometry,))
+            tensors = tuple(sizes.tensor(role, dtype.name) for role in (*arrays, result))
+            return Operation(kind, tensors, (graphs.geometry_of(*sizes[3:]),))
 
         def with_cudnn(plan: Plan) -> Array:
-            dw = self.empty((outputs, *kernel, channels), x.dtype)
-            self.cudnn.library.run(plan, self._ready(x), self._ready(dy), dw)
-            axes = (0, len(kernel) + 1, *range(1, len(kernel) + 1))
-            return self._packed(self.transpose(dw, axes))
+            found = self.empty(laid_out, dtype)
+            ready = [
+                self._filters(a) if role == "weight" else self._ready(a)
+                for role, a in arrays.items()
+            ]
+            self.cudnn.library.run(plan, *ready, found)
+            if result != "weight":
+                return found
+            n = found.ndim
+            return self._packed(self.transpose(found, (0, n - 1, *range(1, n - 1))))
 
-        key = (x.shape, dy.shape, tuple(kernel), dtype, stride, padding, dilation, groups)
-        plan = self.cudnn.plan("conv_weight", key, self._policy(), operation, with_cudnn, plain)
-        return plain() if plan is None else with_cudnn(plan)
+        return self._settled(kind, (sizes, *arrays, dtype.name), operation, with_cudnn, plain)
 
     def attention(
         self,
@@ -186,24 +205,8 @@ class CudnnKernels(DeviceArrays):
 
         if not self._attends_with_cudnn(mask, p, q, k, v):
             return plain()
-        given = [self._vectors(a) for a in (q, k, v)]
-        shape, sums = (*q.shape[:3], v.shape[3]), q.shape[:3]
-        dtype, band = q.dtype.name, graphs.band_of(causal, past, q.shape[2], k.shape[2])
-        scores = graphs.Scores(float(scale), band)
-
-        def operation() -> Operation:
-            results = graphs.packed(shape, dtype), graphs.rows(sums)
-            tensors = tuple(graphs.heads(a.shape, _steps(a), dtype) for a in given)
-            return Operation("attention", (*tensors, *results), (scores,))
-
-        def with_cudnn(plan: Plan) -> tuple[Array, Array]:
-            y, lse = self.empty(shape, q.dtype), self.empty(sums, np.float32)
-            self.cudnn.library.run(plan, *given, y, lse)
-            return y, lse
-
-        key = (*_layouts(given), dtype, scores)
-        plan = self.cudnn.plan("attention", key, self._policy(), operation, with_cudnn, plain)
-        return plain() if plan is None else with_cudnn(plan)
+        results = (*q.shape[:3], v.shape[3]), q.shape[:3]
+        return self._attended("attention", (q, k, v), results, causal, past, scale, plain)
 
     def attention_backward(
         self,
@@ -230,24 +233,52 @@ class CudnnKernels(DeviceArrays):
 
         if not self._attends_with_cudnn(mask, p, q, k, v, y, dy) or lse.dtype != np.float32:
             return plain()
-        given = [self._vectors(a) for a in (q, k, v, y, dy)]
-        dtype, band = q.dtype.name, graphs.band_of(causal, past, q.shape[2], k.shape[2])
+        given, results = (q, k, v, y, dy, lse), (q.shape, k.shape, v.shape)
+        return self._attended("attention_backward", given, results, causal, past, scale, plain)
+
+    def _attended(
+        self,
+        kind: str,
+        given: tuple[Array, ...],
+        results: tuple[Shape, ...],
+        causal: bool,
+        past: int,
+        scale: float,
+        plain: Callable[[], Any],
+    ) -> Any:
+        """Arrays of the shapes `results`, by cuDNN or by `plain`. Those with four axes are heads
+        (B, H, T, D), those with three are float32 numbers for each row of the scores."""
+        q, k = given[:2]
+        ready = [self._vectors(a) if a.ndim == 4 else self._ready(a) for a in given]
+        name = q.dtype.name
+        band = graphs.band_of(causal, past, q.shape[2], k.shape[2])
         scores = graphs.Scores(float(scale), band)
 
         def operation() -> Operation:
-            tensors = [graphs.heads(a.shape, _steps(a), dtype) for a in given]
-            results = [graphs.packed(a.shape, dtype) for a in (q, k, v)]
-            tensors = [*tensors, graphs.rows(lse.shape), *results]
-            return Operation("attention_backward", tuple(tensors), (scores,))
+            there = [
+                graphs.rows(a.shape) if a.ndim == 3 else graphs.heads(a.shape, _steps(a), name)
+                for a in ready
+            ]
+            made = [graphs.rows(s) if len(s) == 3 else graphs.packed(s, name) for s in results]
+            return Operation(kind, (*there, *made), (scores,))
 
-        def with_cudnn(plan: Plan) -> tuple[Array, Array, Array]:
-            dq, dk, dv = (self.empty(a.shape, q.dtype) for a in (q, k, v))
-            self.cudnn.library.run(plan, *given, self._ready(lse), dq, dk, dv)
-            return dq, dk, dv
+        def with_cudnn(plan: Plan) -> Any:
+            found = [self.empty(s, q.dtype if len(s) == 4 else np.float32) for s in results]
+            self.cudnn.library.run(plan, *ready, *found)
+            return tuple(found)
 
-        key = (*_layouts(given), dtype, scores)
-        policy = self._policy()
-        plan = self.cudnn.plan("attention_backward", key, policy, operation, with_cudnn, plain)
+        return self._settled(kind, (*_layouts(ready), name, scores), operation, with_cudnn, plain)
+
+    def _settled(
+        self,
+        kind: str,
+        key: Hashable,
+        operation: Callable[[], Operation],
+        with_cudnn: Callable[[Plan], Any],
+        plain: Callable[[], Any],
+    ) -> Any:
+        """The call's results, by what was settled for its `key`."""
+        plan = self.cudnn.plan(kind, key, self._policy(), operation, with_cudnn, plain)
         return plain() if plan is None else with_cudnn(plan)
 
     def _policy(self) -> Policy:
@@ -296,10 +327,6 @@ class CudnnKernels(DeviceArrays):
         ):
             return x
         return self._ready(x)
-
-
-def _all_there(x: Array, weight: Array, spatial: Shape) -> bool:
-    return bool(x.size and weight.size and min(spatial, default=1) > 0)
 
 
 def _steps(x: Array) -> Shape:
