@@ -352,7 +352,37 @@ def test_products_that_cannot_be_captured_leave_the_step_as_it_was() -> None:
     assert launch.captures == 1  # tried once
     words = training.run.explain()
     assert "launched call by call: kernel call" in words
-    assert "(linear): NotImplementedError: calling cuBLAS API during stream capture" in words
+    product = "the product of float32 (4, 6) and float32 (6, 8) is CuPy's, which no graph can hold"
+    assert f"(linear): LtError: {product}: it is not there" in words
+
+
+def test_a_refused_product_keeps_its_own_step_from_being_one_launch_and_no_other() -> None:
+    backend, cupy = device()
+    refuse = fake_lt.number("refuse")
+
+    def compiled(n: int) -> Any:
+        net = nn.Linear(n, 3, generator=gb.Generator(1)).to(backend)
+        run = gb.compile(lambda x: net(x).sum())
+        with mock.patch("warnings.warn"):
+            for _ in range(6):
+                run(gb.tensor(np.ones((2, n), np.float32), device=backend))
+        return run
+
+    refuse.value = 2
+    try:
+        refused = compiled(5)
+    finally:
+        refuse.value = 0
+    assert cupy.launches == 0
+    for words in (
+        "the product of float32 (2, 5) and float32 (5, 3) is CuPy's, which no graph can hold",
+        "cuBLASLt refuses the product of float32 (2, 5) and (5, 3)",
+    ):
+        assert words in refused.explain()
+    assert "are one launch" in compiled(6).explain() and cupy.launches
+    # Another step with the refused product holds it too, though nothing was refused since.
+    launches = cupy.launches
+    assert "the product of float32 (2, 5)" in compiled(5).explain() and cupy.launches == launches
 
 
 @pytest.mark.parametrize(
@@ -429,7 +459,7 @@ def test_within_another_capture_a_step_is_launched_call_by_call() -> None:
 
 def test_graph_true_is_an_error_where_it_cannot_be() -> None:
     training = Training(lt=False).compile(graph=True)
-    with pytest.raises(CompileError, match=r"graph=True, but the step cannot be one launch: .*cuB"):
+    with pytest.raises(CompileError, match=r"graph=True, but the step cannot be one launch: .*CuPy's"):
         training.losses(12)
     count = training.optimizer._steps[0][0]
     with pytest.raises(CompileError, match="one launch"):

@@ -3,7 +3,7 @@
 What a product needs to know of its arrays (shapes, strides, dtypes, alignments) is worked out once
 for each combination, together with the library's algorithm; a further product is a look-up and one
 call. Where cuBLASLt is not there or refuses, CuPy's product serves. That one cannot be captured
-into a graph.
+into a graph: a step that holds such a product is launched call by call, and other steps are not.
 """
 
 from __future__ import annotations
@@ -19,28 +19,6 @@ from gpubackprop.backends.cuda.lt import CublasLt, LtError, Plan, RefusedError
 from gpubackprop.backends.cuda.matrices import Copies, View
 from gpubackprop.backends.cuda.plain_products import CupyProducts, result_shape
 from gpubackprop.backends.primitives import Array, Shape
-
-MULTIPLY = frozenset(
-    {
-        *(
-            "matmul",
-            "wide_matmul",
-            "linear",
-            "addmm",
-            "einsum",
-            "conv",
-            "conv_transpose",
-            "conv_weight",
-        ),
-        *("rnn_steps", "rnn_steps_backward", "lstm_steps", "lstm_steps_backward"),
-        *("gru_steps", "gru_steps_backward", "attention", "attention_backward"),
-    }
-)
-"""The kernels that multiply matrices."""
-
-UNCAPTURABLE: set[str] = set()
-"""Kernels that have multiplied by CuPy's cuBLAS in this process, which cannot be captured into a
-graph: all of :data:`MULTIPLY` where cuBLASLt is not there."""
 
 MOST_SIGNATURES = 16384
 _ALIGNED = tuple(matrices.alignment(i) for i in range(256))
@@ -86,10 +64,16 @@ class CudaProducts(CupyProducts):
         self._signatures: dict[Any, _Ready] = {}
         self._library: CublasLt | None = None
         self._library_problem: str | None = None
+        self._refusals: dict[Any, str] = {}  # by shapes and dtypes, why a product is CuPy's
 
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
         y = self._product(x1, x2, out)
-        return self._product_by_cupy(x1, x2, out) if y is None else y
+        if y is not None:
+            return y
+        try:
+            return self._product_by_cupy(x1, x2, out)
+        except NotImplementedError as error:  # CuPy asks no cuBLAS while a graph is captured
+            raise LtError(self._product_uncaptured(x1, x2, error)) from error
 
     def addmm(self, y: Array, x1: Array, x2: Array, out: Array | None = None) -> Array:
         if self._is_array(y):
@@ -197,7 +181,7 @@ class CudaProducts(CupyProducts):
                 # The library's A is the second operand (see matrices.py).
                 ready.plan.run(lt, b + j, a + i, d + k, alpha, beta, bias_at, c + k)
         except RefusedError as error:
-            self._signatures[key] = self._product_refused(error, bias, activation)
+            self._signatures[key] = self._product_refused(error, x1, x2, bias, activation)
             return None
         return y
 
@@ -299,7 +283,7 @@ class CudaProducts(CupyProducts):
         try:
             plan = lt.plan(problem)
         except RefusedError as error:
-            return self._product_refused(error, bias, activation)
+            return self._product_refused(error, x1, x2, bias, activation)
         return _Ready(shape, dtype, "plan", plan, work.swapped, offsets)
 
     def _product_schemes(self, itemsize: int) -> int:
@@ -335,20 +319,34 @@ class CudaProducts(CupyProducts):
                 self._library = CublasLt(self.xp)
             except LtError as error:
                 self._library_problem = str(error)
-                UNCAPTURABLE.update(MULTIPLY)
                 _warn(f"{error}; matrix products on {self.device} are CuPy's, without CUDA graphs")
         return self._library
 
-    def _product_refused(self, error: RefusedError, bias: Array | None, activation: str) -> _Ready:
+    def _product_refused(
+        self, error: RefusedError, x1: Array, x2: Array, bias: Array | None, activation: str
+    ) -> _Ready:
         """A product that the library will not be asked for again."""
         if bias is None and not activation:  # else the product without them comes next
-            UNCAPTURABLE.update(("matmul", "wide_matmul", "linear", "addmm"))
+            self._refusals[_described(x1, x2)] = str(error)
             _warn(f"{error}; this product on {self.device} is CuPy's, without CUDA graphs")
         return _Ready()
+
+    def _product_uncaptured(self, x1: Array, x2: Array, error: Exception) -> str:
+        """Why a product keeps its step from being one launch."""
+        (shape1, name1), (shape2, name2) = described = _described(x1, x2)
+        why = self._library_problem or self._refusals.get(described, str(error))
+        return (
+            f"the product of {name1} {shape1} and {name2} {shape2} is CuPy's, which no graph can "
+            f"hold: {why}"
+        )
 
 
 def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def _described(*arrays: Array) -> tuple[tuple[Shape, str], ...]:
+    return tuple((x.shape, x.dtype.name) for x in arrays)
 
 
 def _common(first: np.dtype, second: np.dtype) -> np.dtype | None:
