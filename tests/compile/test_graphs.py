@@ -459,7 +459,9 @@ def test_within_another_capture_a_step_is_launched_call_by_call() -> None:
 
 def test_graph_true_is_an_error_where_it_cannot_be() -> None:
     training = Training(lt=False).compile(graph=True)
-    with pytest.raises(CompileError, match=r"graph=True, but the step cannot be one launch: .*CuPy's"):
+    with pytest.raises(
+        CompileError, match=r"graph=True, but the step cannot be one launch: .*CuPy's"
+    ):
         training.losses(12)
     count = training.optimizer._steps[0][0]
     with pytest.raises(CompileError, match="one launch"):
