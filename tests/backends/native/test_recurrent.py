@@ -10,7 +10,8 @@ from gpubackprop.backends import get_backend
 from gpubackprop.backends.cpu.native.abi import kernel
 from gpubackprop.backends.cpu.native.engine import Instruction, Program
 from gpubackprop.backends.cpu.native.lowering import Site, load
-from gpubackprop.backends.cpu.native.panels import multiply_rows, packed
+from gpubackprop.backends.cpu.native.packing import packed
+from gpubackprop.backends.cpu.native.panels import multiply_rows
 from gpubackprop.backends.recurrent import RecurrentKernels
 
 TABLE = load()

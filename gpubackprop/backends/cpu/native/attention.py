@@ -11,6 +11,7 @@ from gpubackprop.backends.cpu.native import attention_kernels as kernels
 from gpubackprop.backends.cpu.native.abi import Kernel
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
+from gpubackprop.backends.cpu.native.panels import WIDE
 from gpubackprop.backends.cpu.native.tiles import whole
 
 f32 = np.dtype(np.float32)
@@ -59,7 +60,7 @@ def _instruction(
     seen = _mask(mask, (b, h, tq, tk))
     if seen is None:
         return None
-    block, wide = kernels.BLOCK, -(-tk // kernels.PANEL) * kernels.PANEL
+    block, wide = kernels.BLOCK, -(-tk // WIDE) * WIDE
     room, out_room = whole(d), whole(out)
     sizes = {
         kernels.SCORES: 4 * block * wide,
@@ -92,7 +93,7 @@ def _instruction(
     slots[: kernels.SCALE] = b, groups, h // groups, tq, tk, d, out, bool(causal), int(past)
     slots[kernels.SCALE] = float(scale)
     slots[kernels.LSE] = lse
-    slots[kernels.ZEROS] = np.zeros(max(kernels.PANEL, room, out_room), np.float32)
+    slots[kernels.ZEROS] = np.zeros(max(WIDE, room, out_room), np.float32)
     slots[kernels.MASKED], slots[kernels.MASK], strides = seen
     slots[kernels.MASK + 1 : kernels.MASK + 4] = strides
     for i, x in enumerate(arrays):

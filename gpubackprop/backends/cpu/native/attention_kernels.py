@@ -1,9 +1,9 @@
 """Kernels of native attention: for each head, blocks of queries whose scores stay in the cache.
 
 Keys and values of a head are packed once: the right-hand sides of ``tiles``, with their width
-rounded up to whole vectors, and keys transposed in panels, a few vectors wide, so that causal
-attention leaves out the panels that a block of queries cannot see. Parts share the heads of keys
-and values, so every sum is taken by one thread, in one order.
+rounded up to whole vectors, and keys transposed in panels, so that causal attention leaves out the
+panels that a block of queries cannot see. Parts share the heads of keys and values, so every sum is
+taken by one thread, in one order.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gpubackprop.backends.cpu.native.abi import (
     share,
 )
 from gpubackprop.backends.cpu.native.mathematics import as_bits, log
+from gpubackprop.backends.cpu.native.packing import clear, copy_rows, pack_lanes
+from gpubackprop.backends.cpu.native.panels import WIDE
 from gpubackprop.backends.cpu.native.row_kernels import exp_or_zero, exponentials, largest
 from gpubackprop.backends.cpu.native.tiles import LANES, tiles
 
 f32 = np.float32
-PANEL = 2 * LANES
-"""Keys of a panel."""
 BLOCK = 24
 """Queries of a block: a multiple of the rows of a tile."""
 SMALL = f32(30)
@@ -54,37 +54,26 @@ def ramp(address, n, step):
 
 
 @inline
-def clear(address, n):
-    """Zeros."""
-    row = floats(address, n)
-    for i in range(n):
-        row[i] = 0
-
-
-@inline
-def pack_panels(source, step, rows, width, scale, target):
-    """Rows times a factor, transposed: panels (width, PANEL), filled up with zeros."""
-    for first in range(0, rows, PANEL):
-        panel = floats(target + 4 * first * width, width, PANEL)
-        count = min(PANEL, rows - first)
-        for j in range(count):
-            row = floats(source + (first + j) * step, width)
-            for d in range(width):
-                panel[d, j] = row[d] * scale
-        for j in range(count, PANEL):
-            for d in range(width):
-                panel[d, j] = 0
+def pack_keys(source, step, rows, width, scale, target):
+    """Rows times a factor, transposed: panels (width, WIDE), filled up with zeros."""
+    for first in range(0, rows, WIDE):
+        panel = target + 4 * first * width
+        for j in range(0, WIDE, LANES):
+            at = source + (first + j) * step
+            pack_lanes(width, rows - first - j, at, 4, step, panel + 4 * j, 4 * WIDE)
+        if scale != f32(1):
+            row = floats(panel, width * WIDE)
+            for i in range(row.size):
+                row[i] *= scale
 
 
 @inline
 def pack_rows(source, step, rows, width, target, room):
     """Rows behind one another, each filled up with zeros."""
-    for i in range(rows):
-        row, copy = floats(source + i * step, width), floats(target + 4 * i * room, room)
-        for j in range(width):
-            copy[j] = row[j]
-        for j in range(width, room):
-            copy[j] = 0
+    copy_rows(rows, width, source, step, target, 4 * room)
+    if width < room:
+        for i in range(rows):
+            clear(target + 4 * (i * room + width), room - width)
 
 
 @inline
@@ -135,10 +124,10 @@ def apply_mask(kind, address, row):
 @inline
 def panels_product(n, rows, starts, a, depth, panels, s_rows, out, unit, zeros):
     """Scores of some rows (at ``a + starts``) with the first `n` keys, n whole panels."""
-    for first in range(0, n, PANEL):
+    for first in range(0, n, WIDE):
         b = panels + 4 * first * depth
         tiles(
-            PANEL, rows, starts, s_rows, a, out + 4 * first, b, unit, depth, 0, zeros, 0
+            WIDE, rows, starts, s_rows, a, out + 4 * first, b, unit, depth, 0, zeros, 0
         )  # fmt: skip
 
 
@@ -163,7 +152,7 @@ def attention_heads(frame, part, parts):
         if z % group == 0:
             k = frame[K] + b * frame[K + 1] + h // group * frame[K + 2]
             v = frame[V] + b * frame[V + 1] + h // group * frame[V + 2]
-            pack_panels(k, frame[K + 3], tk, width, scale, panels)
+            pack_keys(k, frame[K + 3], tk, width, scale, panels)
             pack_rows(v, frame[V + 3], tk, out, values, room)
         q = frame[Q] + b * frame[Q + 1] + h * frame[Q + 2]
         y = frame[Y] + b * frame[Y + 1] + h * frame[Y + 2]
@@ -172,7 +161,7 @@ def attention_heads(frame, part, parts):
         for first in range(0, tq, BLOCK):
             rows = min(BLOCK, tq - first)
             n = seen(first + rows - 1, tk, causal, past)
-            wide = round_up(n, PANEL)
+            wide = round_up(n, WIDE)
             ramp(s_rows, BLOCK, 4 * wide)
             panels_product(
                 wide, rows, q_rows, q + first * frame[Q + 3], width, panels, s_rows, scores, unit,
@@ -252,8 +241,8 @@ def attention_heads_backward(frame, part, parts):
         if z % group == 0:
             k = frame[K] + b * frame[K + 1] + h // group * frame[K + 2]
             v = frame[V] + b * frame[V + 1] + h // group * frame[V + 2]
-            pack_panels(k, frame[K + 3], tk, width, scale, key_panels)
-            pack_panels(v, frame[V + 3], tk, out, f32(1), value_panels)
+            pack_keys(k, frame[K + 3], tk, width, scale, key_panels)
+            pack_keys(v, frame[V + 3], tk, out, f32(1), value_panels)
             pack_rows(k, frame[K + 3], tk, width, keys, room)
         q = frame[Q] + b * frame[Q + 1] + h * frame[Q + 2]
         y = frame[Y] + b * frame[Y + 1] + h * frame[Y + 2]
@@ -265,7 +254,7 @@ def attention_heads_backward(frame, part, parts):
             first = (blocks - 1 - back) * BLOCK
             rows = min(BLOCK, tq - first)
             n = seen(first + rows - 1, tk, causal, past)
-            wide = round_up(n, PANEL)
+            wide = round_up(n, WIDE)
             q_block, dy_block = q + first * frame[Q + 3], dy + first * frame[DY + 3]
             ramp(s_rows, BLOCK, 4 * wide)
             panels_product(

@@ -99,7 +99,7 @@ def blocked_product(frame, part, parts):
                 copy_strips(high, depth, a + t * lda + 4 * i, lda, strips)
                 near, step_a, step_k, strip = strips, 4, 4 * TALL, 4 * TALL * depth
             elif columns >= MANY:
-                copy_rows(high, depth, a + i * lda + 4 * t, lda, strips)
+                copy_rows(high, depth, a + i * lda + 4 * t, lda, strips, 4 * depth)
                 near, step_a, step_k, strip = strips, 4 * depth, 4, 4 * TALL * depth
             else:
                 near, step_a, step_k, strip = a + i * lda + 4 * t, lda, 4, TALL * lda

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpubackprop.backends.cpu.native.abi import floats, inline, kernel, longs, share
+from gpubackprop.backends.cpu.native.packing import clear, copy_row, copy_rows
 from gpubackprop.backends.cpu.native.pooling_kernels import (
     add_sums,
     begin_sums,
@@ -26,24 +27,6 @@ from gpubackprop.backends.cpu.native.tiles import tiles
 FLUSH = 8
 """Sums over so many blocks are added up by themselves before they join the total: short sums keep
 their digits."""
-
-
-@inline
-def clear(address, n):
-    """Zeros."""
-    target = floats(address, n)
-    for k in range(n):
-        target[k] = 0
-
-
-@inline
-def copy_rows(source, source_pitch, target, target_pitch, rows, columns):
-    """Rows of numbers from one place to another; pitches in numbers."""
-    for i in range(rows):
-        a = floats(source + 4 * i * source_pitch, columns)
-        b = floats(target + 4 * i * target_pitch, columns)
-        for k in range(columns):
-            b[k] = a[k]
 
 
 @inline
@@ -65,7 +48,7 @@ def images_of(frame, x, memory, first, count):
     for i in range(count):
         corner = ((i * frame[5] + frame[7]) * frame[6] + frame[8]) * c
         image = x + 4 * (first + i) * h * w * c
-        copy_rows(image, w * c, memory + 4 * corner, frame[6] * c, h, w * c)
+        copy_rows(h, w * c, image, 4 * w * c, memory + 4 * corner, 4 * frame[6] * c)
     return memory
 
 
@@ -88,13 +71,9 @@ def pack(frame, part, parts):
 @kernel
 def pack_row(frame, part, parts):
     """A row of numbers and zeros behind it. Frame: numbers (0 for zeros), how many, pitch, row."""
-    row = floats(frame[3], frame[2])
-    for j in range(row.size):
-        row[j] = 0
+    clear(frame[3], frame[2])
     if frame[0]:
-        source = floats(frame[0], frame[1])
-        for j in range(source.size):
-            row[j] = source[j]
+        copy_row(frame[1], frame[0], frame[3])
 
 
 @kernel
@@ -125,7 +104,7 @@ def convolve(frame, part, parts):
                     frame, 24, image, pitch, frame[19] + 4 * at, frame[23] + at, 0, frame[35]
                 )
         elif frame[20]:
-            copy_rows(own, pitch, y, o, count * pixels, o)
+            copy_rows(count * pixels, o, own, 4 * pitch, y, 4 * o)
 
 
 @kernel
@@ -162,9 +141,9 @@ def convolve_back(frame, part, parts):
             for j in range(h):
                 line, row = corner + 4 * j * frame[6] * pitch, image + 4 * j * w * c
                 if pitch == c:
-                    copy_rows(line, 0, row, 0, 1, w * c)
+                    copy_row(w * c, line, row)
                 else:
-                    copy_rows(line, pitch, row, c, w, c)
+                    copy_rows(w, c, line, 4 * pitch, row, 4 * c)
 
 
 @kernel
@@ -205,7 +184,7 @@ def weigh(frame, part, parts):
             add_sums(some, all_of, o)
             dy = own
         elif frame[19]:
-            copy_rows(dy, o, own, pitch, count * pixels, o)
+            copy_rows(count * pixels, o, dy, 4 * o, own, 4 * pitch)
             dy = own
         tiles(
             pitch, width, frame[14], frame[22], images, sums, dy, frame[13], count * pixels,

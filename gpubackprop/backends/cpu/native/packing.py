@@ -11,13 +11,16 @@ from __future__ import annotations
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpubackprop.backends.cpu.native.abi import FAST, floats
+from gpubackprop.backends.cpu.native.abi import FAST, floats, inline, kernel, share
+from gpubackprop.backends.cpu.native.engine import Instruction
+from gpubackprop.backends.cpu.native.lowering import Site
 from gpubackprop.backends.cpu.native.panels import TALL, WIDE
-from gpubackprop.backends.cpu.native.tiles import LANES
+from gpubackprop.backends.cpu.native.tiles import LANES, whole
 
 
 @intrinsic
@@ -94,25 +97,68 @@ def copy_panels(depth, columns, source, step, panels):
 
 
 @numba.njit(**FAST)
+def pack_lanes(depth, columns, source, step_k, step_c, target, pitch):
+    """LANES columns of a panel: of a matrix the first `columns` at `source`, zeros for what is
+    missing. The matrix's numbers lie `step_k` bytes apart within a column and `step_c` within a
+    row, the panel's rows `pitch`."""
+    k = 0
+    if columns >= LANES and step_k == 4:
+        while k + LANES <= depth:
+            _transpose(source + 4 * k, step_c, target + k * pitch, pitch)
+            k += LANES
+    elif columns >= LANES and step_c == 4:
+        while k < depth:
+            _run_narrow(source + k * step_k, target + k * pitch)
+            k += 1
+    there = max(0, min(columns, LANES))
+    while k < depth:
+        row = floats(target + k * pitch, LANES)
+        for j in range(there):
+            row[j] = floats(source + k * step_k + j * step_c, 1)[0]
+        for j in range(there, LANES):
+            row[j] = 0
+        k += 1
+
+
+@numba.njit(**FAST)
 def transpose_panels(depth, columns, source, step, panels):
     """Panels of a matrix that is stored as its transpose: `columns` (whole vectors) stored rows,
     `step` bytes apart, of `depth` numbers."""
     for c in range(0, columns, WIDE):
-        _transpose_panel(
-            depth, min(WIDE, columns - c), source + c * step, step, panels + 4 * c * depth
-        )
+        wide = min(WIDE, columns - c)
+        for j in range(0, wide, LANES):
+            target = panels + 4 * (c * depth + j)
+            pack_lanes(depth, LANES, source + (c + j) * step, 4, step, target, 4 * wide)
 
 
-@numba.njit(**FAST)
-def _transpose_panel(depth, wide, source, step, panel):
-    squares = depth // LANES * LANES
-    for j in range(0, wide, LANES):
-        for k in range(0, squares, LANES):
-            _transpose(source + j * step + 4 * k, step, panel + 4 * (k * wide + j), 4 * wide)
-    for j in range(wide):
-        row = floats(source + j * step, depth)
-        for k in range(squares, depth):
-            floats(panel + 4 * (k * wide + j), 1)[0] = row[k]
+@kernel
+def pack_panels(frame, part, parts):
+    """Panels of B for a matrix of blocks of columns, each block filled up to whole vectors:
+    B[k, g * padded + j] = source[k, g * size + j].
+
+    Frame: source, its distances of two rows and of two columns in bytes, depth, blocks, size,
+    padded, panels.
+    """
+    step_k, step_c = frame[1], frame[2]
+    depth, size, padded = frame[3], frame[5], frame[6]
+    columns = frame[4] * padded
+    start, stop = share(columns, part, parts, WIDE)
+    for c in range(start, stop, LANES):
+        block, j = c // padded, c % padded
+        panel = c // WIDE * WIDE
+        source = frame[0] + (block * size + j) * step_c
+        target = frame[7] + 4 * (panel * depth + c - panel)
+        pack_lanes(depth, size - j, source, step_k, step_c, target, 4 * min(WIDE, columns - panel))
+
+
+def packed(site: Site, source: np.ndarray, blocks: int) -> tuple[Instruction, np.ndarray]:
+    """The instruction that writes the panels of a float32 matrix (depth, blocks * size), and the
+    memory for them. Each block's columns are filled up to whole vectors."""
+    depth, size = source.shape[0], source.shape[1] // blocks
+    padded = whole(size)
+    panels = site.scratch((depth * blocks * padded,))
+    slots = [source, *source.strides, depth, blocks, size, padded, panels]
+    return Instruction(pack_panels, slots, parallel=source.size > 1 << 15), panels
 
 
 @numba.njit(**FAST)
@@ -134,9 +180,24 @@ def copy_strips(rows, depth, source, step, strips):
 
 
 @numba.njit(**FAST)
-def copy_rows(rows, depth, source, step, target):
-    """The first `depth` numbers of rows that begin `step` bytes apart, without the gaps."""
+def copy_row(count, source, target):
+    """`count` numbers from one address to another."""
+    a, b = floats(source, count), floats(target, count)
+    for j in range(count):
+        b[j] = a[j]
+
+
+@numba.njit(**FAST)
+def copy_rows(rows, columns, source, step, target, pitch):
+    """The first `columns` numbers of rows that begin `step` bytes apart, to where rows begin
+    `pitch` bytes apart."""
     for i in range(rows):
-        a, b = floats(source + i * step, depth), floats(target + 4 * i * depth, depth)
-        for j in range(depth):
-            b[j] = a[j]
+        copy_row(columns, source + i * step, target + i * pitch)
+
+
+@inline
+def clear(address, n):
+    """Zeros."""
+    row = floats(address, n)
+    for j in range(n):
+        row[j] = 0

@@ -4,6 +4,7 @@ The BLAS rearranges its operands at each call, which for a product of few rows i
 the product itself. Where one matrix meets many small operands, as the weight of a recurrent layer
 does at each step, it is rearranged once: into *panels* of two vectors of columns, each panel's rows
 one after the other, so that the product reads it from the first number to the last.
+``packing.py`` rearranges matrices.
 
 For B of (depth, columns), `columns` a multiple of LANES, the panel of the columns from c on begins
 at element ``c * depth``. If the number of vectors is odd, the last panel is one vector wide.
@@ -14,15 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpubackprop.backends.cpu.native.abi import FAST, floats, inline, kernel, share
-from gpubackprop.backends.cpu.native.engine import Instruction
-from gpubackprop.backends.cpu.native.lowering import Site
-from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST, whole
+from gpubackprop.backends.cpu.native.abi import FAST, inline
+from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST
 
 # Sums of a tile, two vectors of the matrix and a factor fill the registers of the processor.
 TALL = 8 if WIDEST == 4 else 6
@@ -187,40 +185,3 @@ def multiply_panels(
 def multiply_rows(rows, columns, depth, a, step_a, panels, out, step_out):
     """C = A B where the numbers of a row of A lie one after the other."""
     multiply_panels(rows, columns, depth, a, step_a, 4, TALL * step_a, panels, 0, 0, out, step_out)
-
-
-@kernel
-def pack_panels(frame, part, parts):
-    """Panels of B for a matrix of blocks of columns, each block filled up to whole vectors:
-    B[k, g * padded + j] = source[k, g * size + j].
-
-    Frame: source, its distances of two rows and of two columns in elements, depth, blocks, size,
-    padded, panels.
-    """
-    step_k, step_c = frame[1], frame[2]
-    depth, blocks, size, padded = frame[3], frame[4], frame[5], frame[6]
-    columns = blocks * padded
-    start, stop = share(columns, part, parts, WIDE)
-    for c in range(start, stop, WIDE):
-        wide = min(WIDE, columns - c)
-        panel = floats(frame[7] + 4 * c * depth, depth * wide)
-        for i in range(wide):
-            block, j = (c + i) // padded, (c + i) % padded
-            if j >= size:
-                for k in range(depth):
-                    panel[k * wide + i] = np.float32(0.0)
-            else:
-                source = frame[0] + 4 * (block * size + j) * step_c
-                for k in range(depth):
-                    panel[k * wide + i] = floats(source + 4 * k * step_k, 1)[0]
-
-
-def packed(site: Site, source: np.ndarray, blocks: int) -> tuple[Instruction, np.ndarray]:
-    """The instruction that writes the panels of a float32 matrix (depth, blocks * size), and the
-    memory for them. Each block's columns are filled up to whole vectors."""
-    depth, size = source.shape[0], source.shape[1] // blocks
-    padded = whole(size)
-    panels = site.scratch((depth * blocks * padded,))
-    step_k, step_c = (s // 4 for s in source.strides)
-    slots = [source, step_k, step_c, depth, blocks, size, padded, panels]
-    return Instruction(pack_panels, slots, parallel=source.size > 1 << 15), panels

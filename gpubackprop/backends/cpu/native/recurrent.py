@@ -2,25 +2,28 @@
 
 Each thread runs all steps for its own sequences, so that nobody waits for anybody between two
 steps, and squashes the gates of a step while they are in the cache. The weight is rearranged once
-for all steps (``panels.py``).
+for all steps (``packing.py``).
 
-All kernels begin their frames alike: T, N, H, whether the steps run backward in time, lengths (0
-for none), panels of the weight, scratch memory of (N, whole vectors) for products.
+All kernels begin their frames alike, as ``own_part`` and ``given`` read them: T, N, H, whether the
+steps run backward in time, lengths (0 for none), panels of the weight, memory of (N, whole vectors)
+for products; what the input gives or the cotangents of the outputs, its distances of steps and of
+sequences in bytes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from gpubackprop.backends.cpu.native import mathematics as m
-from gpubackprop.backends.cpu.native.abi import FAST, floats, inline, kernel, longs, share
+from gpubackprop.backends.cpu.native.abi import Kernel, floats, inline, kernel, longs, share
 from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
-from gpubackprop.backends.cpu.native.panels import multiply_rows, packed
+from gpubackprop.backends.cpu.native.packing import clear, copy_row, packed
+from gpubackprop.backends.cpu.native.panels import multiply_rows
 from gpubackprop.backends.cpu.native.tiles import LANES, whole
 
 f32 = np.float32
@@ -28,54 +31,121 @@ SERIAL = 600_000
 """Multiply-adds, with some for the gates, of a layer that is left to one thread."""
 
 
+class Own(NamedTuple):
+    """What a part works on: all steps of its own sequences.
+
+    Attributes
+    ----------
+    steps, size : T and H.
+    padded : H in whole vectors.
+    top, rows : the first of the sequences, and how many there are.
+    row, state : bytes of one sequence's state, and of the states of all.
+    reverse, lengths, panels : as in the frame.
+    product, wide : memory for products, and the bytes of one sequence's.
+    """
+
+    steps: int
+    size: int
+    padded: int
+    top: int
+    rows: int
+    row: int
+    state: int
+    reverse: int
+    lengths: int
+    panels: int
+    product: int
+    wide: int
+
+
 @inline
-def running(lengths, n, t):
-    """Whether sequence `n` has a step `t`."""
-    return True if lengths == 0 else longs(lengths, n + 1)[n] > t
+def own_part(frame, part, parts, blocks):
+    """A part's share, for products of `blocks` times H columns."""
+    batch, size = frame[1], frame[2]
+    top, bottom = share(batch, part, parts, 1)
+    padded = (size + LANES - 1) // LANES * LANES
+    wide = 4 * blocks * padded
+    return Own(
+        frame[0], size, padded, top, bottom - top, 4 * size, 4 * batch * size,
+        frame[3], frame[4], frame[5], frame[6] + top * wide, wide,
+    )  # fmt: skip
 
 
-@numba.njit(**FAST)
-def copy_floats(count, source, target):
-    """Copy float32 numbers between addresses."""
-    a, b = floats(source, count), floats(target, count)
-    for j in range(count):
-        b[j] = a[j]
+@inline
+def given(frame, own, t, n, columns):
+    """What the input gives, or the cotangents of the outputs, for a step of an own sequence."""
+    return floats(frame[7] + t * frame[8] + (own.top + n) * frame[9], columns)
 
 
-@numba.njit(**FAST)
-def take_back(lengths, t, top, rows, size, padded, product, dh):
-    """Cotangents of the states before step `t`, which a product has left in rows of `padded`, for
-    the sequences that have this step; those of the others stay."""
-    for n in range(rows):
-        if running(lengths, top + n, t):
-            copy_floats(size, product + 4 * n * padded, dh + 4 * n * size)
+@inline
+def moment(own, step):
+    """Which step in time is taken as number `step`, and where in an array of all states, in bytes,
+    those before it and those after it begin."""
+    if own.reverse:
+        t = own.steps - 1 - step
+        return t, (t + 1) * own.state, t * own.state
+    return step, step * own.state, (step + 1) * own.state
+
+
+@inline
+def running(own, n, t):
+    """Whether the own sequence `n` has a step `t`."""
+    return True if own.lengths == 0 else longs(own.lengths, own.top + n + 1)[own.top + n] > t
+
+
+@inline
+def multiply(own, depth, source):
+    """Rows of `depth` numbers, one for each own sequence, times the weight."""
+    multiply_rows(
+        own.rows, own.wide // 4, depth, source, 4 * depth, own.panels, own.product, own.wide
+    )
+
+
+@inline
+def take(own, source, target):
+    """Copy the states of the own sequences over to `target`, which is told where they begin."""
+    target += own.top * own.row
+    copy_row(own.rows * own.size, source + own.top * own.row, target)
+    return target
+
+
+@inline
+def begin(own, first, states):
+    """Write the first states where the steps begin; tells where the own sequences' begin."""
+    start = own.steps * own.state if own.reverse else 0
+    return take(own, first, states + start) - start
+
+
+@inline
+def stay(own, n, states, before, after):
+    """The state of a sequence that is over."""
+    copy_row(own.size, states + before + n * own.row, states + after + n * own.row)
+
+
+@inline
+def take_back(own, t, dh):
+    """Cotangents of the states before step `t`, which a product has left, for the sequences that
+    have this step; those of the others stay."""
+    for n in range(own.rows):
+        if running(own, n, t):
+            copy_row(own.size, own.product + n * own.wide, dh + n * own.row)
 
 
 @kernel
 def rnn(frame, part, parts):
-    """Frame: the common ones; projected, its distances of steps and of sequences in bytes, h0,
-    hidden, whether relu."""
-    steps, batch, size = frame[0], frame[1], frame[2]
-    reverse, lengths, panels, scratch = frame[3], frame[4], frame[5], frame[6]
-    top, bottom = share(batch, part, parts, 1)
-    rows, padded = bottom - top, (size + LANES - 1) // LANES * LANES
-    if rows <= 0:
-        return
-    row, state = 4 * size, 4 * batch * size
-    product = scratch + 4 * top * padded
-    hidden = frame[11] + top * row
-    copy_floats(rows * size, frame[10] + top * row, hidden + (steps * state if reverse else 0))
-    for step in range(steps):
-        t = steps - 1 - step if reverse else step
-        before = (t + 1 if reverse else t) * state
-        after = (t if reverse else t + 1) * state
-        multiply_rows(rows, padded, size, hidden + before, row, panels, product, 4 * padded)
-        for n in range(rows):
-            p = floats(frame[7] + t * frame[8] + (top + n) * frame[9], size)
-            a = floats(product + 4 * n * padded, size)
-            h = floats(hidden + after + n * row, size)
-            if not running(lengths, top + n, t):
-                copy_floats(size, hidden + before + n * row, hidden + after + n * row)
+    """Frame: the common slots; h0, hidden, whether relu."""
+    own = own_part(frame, part, parts, 1)
+    size = own.size
+    hidden = begin(own, frame[10], frame[11])
+    for step in range(own.steps):
+        t, before, after = moment(own, step)
+        multiply(own, size, hidden + before)
+        for n in range(own.rows):
+            p = given(frame, own, t, n, size)
+            a = floats(own.product + n * own.wide, size)
+            h = floats(hidden + after + n * own.row, size)
+            if not running(own, n, t):
+                stay(own, n, hidden, before, after)
             elif frame[12]:
                 for j in range(size):
                     h[j] = m.maximum(p[j] + a[j], f32(0.0))
@@ -86,65 +156,45 @@ def rnn(frame, part, parts):
 
 @kernel
 def rnn_backward(frame, part, parts):
-    """Frame: the common ones; dy, its distances of steps and of sequences in bytes, dh, hidden,
-    dprojected, dh0, whether relu."""
-    steps, batch, size = frame[0], frame[1], frame[2]
-    reverse, lengths, panels, scratch = frame[3], frame[4], frame[5], frame[6]
-    top, bottom = share(batch, part, parts, 1)
-    rows, padded = bottom - top, (size + LANES - 1) // LANES * LANES
-    if rows <= 0:
-        return
-    row, state = 4 * size, 4 * batch * size
-    product = scratch + 4 * top * padded
-    back, slope = frame[13] + top * row, frame[12] + top * row
-    copy_floats(rows * size, frame[10] + top * row, back)
-    for step in range(steps):
-        t = step if reverse else steps - 1 - step
-        after = frame[11] + (t if reverse else t + 1) * state + top * row
-        for n in range(rows):
-            d = floats(slope + t * state + n * row, size)
-            y = floats(after + n * row, size)
-            dh = floats(back + n * row, size)
-            given = floats(frame[7] + t * frame[8] + (top + n) * frame[9], size)
-            if not running(lengths, top + n, t):
-                for j in range(size):
-                    d[j] = f32(0.0)
+    """Frame: the common slots; dh, hidden, dprojected, dh0, whether relu."""
+    own = own_part(frame, part, parts, 1)
+    size = own.size
+    back = take(own, frame[10], frame[13])
+    hidden, slope = frame[11] + own.top * own.row, frame[12] + own.top * own.row
+    for step in range(own.steps - 1, -1, -1):
+        t, _, after = moment(own, step)
+        slopes = slope + t * own.state
+        for n in range(own.rows):
+            d = floats(slopes + n * own.row, size)
+            y = floats(hidden + after + n * own.row, size)
+            dh = floats(back + n * own.row, size)
+            dy = given(frame, own, t, n, size)
+            if not running(own, n, t):
+                clear(slopes + n * own.row, size)
             elif frame[14]:
                 for j in range(size):
-                    e = dh[j] + given[j]
+                    e = dh[j] + dy[j]
                     d[j] = e if y[j] > f32(0.0) else f32(0.0)
             else:
                 for j in range(size):
-                    d[j] = (dh[j] + given[j]) * (f32(1.0) - y[j] * y[j])
-        multiply_rows(rows, padded, size, slope + t * state, row, panels, product, 4 * padded)
-        take_back(lengths, t, top, rows, size, padded, product, back)
+                    d[j] = (dh[j] + dy[j]) * (f32(1.0) - y[j] * y[j])
+        multiply(own, size, slopes)
+        take_back(own, t, back)
 
 
 @kernel
 def lstm(frame, part, parts):
-    """Frame: the common ones; projected, its distances of steps and of sequences in bytes, h0, c0,
-    hidden, cells, gates."""
-    steps, batch, size = frame[0], frame[1], frame[2]
-    reverse, lengths, panels, scratch = frame[3], frame[4], frame[5], frame[6]
-    top, bottom = share(batch, part, parts, 1)
-    rows, padded = bottom - top, (size + LANES - 1) // LANES * LANES
-    if rows <= 0:
-        return
-    row, state = 4 * size, 4 * batch * size
-    product, wide = scratch + 16 * top * padded, 16 * padded
-    hidden, cells = frame[12] + top * row, frame[13] + top * row
-    begin = steps * state if reverse else 0
-    copy_floats(rows * size, frame[10] + top * row, hidden + begin)
-    copy_floats(rows * size, frame[11] + top * row, cells + begin)
-    for step in range(steps):
-        t = steps - 1 - step if reverse else step
-        before = (t + 1 if reverse else t) * state
-        after = (t if reverse else t + 1) * state
-        multiply_rows(rows, 4 * padded, size, hidden + before, row, panels, product, wide)
-        for n in range(rows):
-            p = floats(frame[7] + t * frame[8] + (top + n) * frame[9], 4 * size)
-            a = floats(product + n * wide, 4 * padded)
-            gate = floats(frame[14] + 4 * (t * state + (top + n) * row), 4 * size)
+    """Frame: the common slots; h0, c0, hidden, cells, gates."""
+    own = own_part(frame, part, parts, 4)
+    size, padded, row = own.size, own.padded, own.row
+    hidden, cells = begin(own, frame[10], frame[12]), begin(own, frame[11], frame[13])
+    for step in range(own.steps):
+        t, before, after = moment(own, step)
+        multiply(own, size, hidden + before)
+        for n in range(own.rows):
+            p = given(frame, own, t, n, 4 * size)
+            a = floats(own.product + n * own.wide, 4 * padded)
+            gate = floats(frame[14] + 4 * (t * own.state + (own.top + n) * row), 4 * size)
             old = floats(cells + before + n * row, size)
             new, h = floats(cells + after + n * row, size), floats(hidden + after + n * row, size)
             pi, pf = p[:size], p[size : 2 * size]
@@ -162,47 +212,36 @@ def lstm(frame, part, parts):
                 vo = m.sigmoid(ao[j] + po[j])
                 o[j] = vo
                 h[j] = vo * m.tanh(new[j])
-            if not running(lengths, top + n, t):
-                copy_floats(size, cells + before + n * row, cells + after + n * row)
-                copy_floats(size, hidden + before + n * row, hidden + after + n * row)
+            if not running(own, n, t):
+                stay(own, n, cells, before, after)
+                stay(own, n, hidden, before, after)
 
 
 @kernel
 def lstm_backward(frame, part, parts):
-    """Frame: the common ones; dy, its distances of steps and of sequences in bytes, dh, dc, cells,
-    gates, dprojected, dh0, dc0."""
-    steps, batch, size = frame[0], frame[1], frame[2]
-    reverse, lengths, panels, scratch = frame[3], frame[4], frame[5], frame[6]
-    top, bottom = share(batch, part, parts, 1)
-    rows, padded = bottom - top, (size + LANES - 1) // LANES * LANES
-    if rows <= 0:
-        return
-    row, state = 4 * size, 4 * batch * size
-    product = scratch + 4 * top * padded
-    back, inside = frame[15] + top * row, frame[16] + top * row
-    copy_floats(rows * size, frame[10] + top * row, back)
-    copy_floats(rows * size, frame[11] + top * row, inside)
-    for step in range(steps):
-        t = step if reverse else steps - 1 - step
-        before = frame[12] + (t + 1 if reverse else t) * state + top * row
-        after = frame[12] + (t if reverse else t + 1) * state + top * row
-        slopes = frame[14] + 4 * (t * state + top * row)
-        for n in range(rows):
-            d = floats(slopes + 4 * n * row, 4 * size)
-            if not running(lengths, top + n, t):
-                for j in range(4 * size):
-                    d[j] = f32(0.0)
+    """Frame: the common slots; dh, dc, cells, gates, dprojected, dh0, dc0."""
+    own = own_part(frame, part, parts, 1)
+    size, row = own.size, own.row
+    back, inside = take(own, frame[10], frame[15]), take(own, frame[11], frame[16])
+    cells = frame[12] + own.top * row
+    for step in range(own.steps - 1, -1, -1):
+        t, before, after = moment(own, step)
+        first = 4 * (t * own.state + own.top * row)
+        for n in range(own.rows):
+            d = floats(frame[14] + first + 4 * n * row, 4 * size)
+            if not running(own, n, t):
+                clear(frame[14] + first + 4 * n * row, 4 * size)
                 continue
-            gate = floats(frame[13] + 4 * (t * state + (top + n) * row), 4 * size)
+            gate = floats(frame[13] + first + 4 * n * row, 4 * size)
             i, f = gate[:size], gate[size : 2 * size]
             g, o = gate[2 * size : 3 * size], gate[3 * size :]
             di, df = d[:size], d[size : 2 * size]
             dg, do = d[2 * size : 3 * size], d[3 * size :]
-            old, new = floats(before + n * row, size), floats(after + n * row, size)
-            given = floats(frame[7] + t * frame[8] + (top + n) * frame[9], size)
+            old, new = floats(cells + before + n * row, size), floats(cells + after + n * row, size)
+            dy = given(frame, own, t, n, size)
             dh, dc = floats(back + n * row, size), floats(inside + n * row, size)
             for j in range(size):
-                s, e = m.tanh(new[j]), dh[j] + given[j]
+                s, e = m.tanh(new[j]), dh[j] + dy[j]
                 vo = o[j]
                 do[j] = e * s * (vo * (f32(1.0) - vo))
                 dc[j] += e * vo * (f32(1.0) - s * s)
@@ -212,69 +251,63 @@ def lstm_backward(frame, part, parts):
                 df[j] = e * old[j] * (vf * (f32(1.0) - vf))
                 dg[j] = e * vi * (f32(1.0) - vg * vg)
                 dc[j] = e * vf
-        multiply_rows(rows, padded, 4 * size, slopes, 4 * row, panels, product, 4 * padded)
-        take_back(lengths, t, top, rows, size, padded, product, back)
+        multiply(own, 4 * size, frame[14] + first)
+        take_back(own, t, back)
 
 
-class Layer:
-    """What the lowerings of all recurrent layers share.
+def in_order(site: Site, before: list[Instruction], x: np.ndarray) -> np.ndarray:
+    """An array that lies in order; a copy where it does not."""
+    if x.flags.c_contiguous:
+        return x
+    spread = site.scratch(x.shape)
+    made = copy_instruction(spread, x)
+    assert made is not None  # float32 of at most three axes
+    before.append(made)
+    return spread
+
+
+def layer(
+    runs: Kernel,
+    site: Site,
+    outs: tuple[np.ndarray, ...],
+    given: np.ndarray,
+    w_hh: np.ndarray,
+    reads: Sequence[np.ndarray | None],
+    lengths: np.ndarray | None,
+    reverse: bool,
+    *numbers: Any,
+    backward: bool = False,
+) -> list[Instruction] | None:
+    """The call of a layer's kernel, and the copies that it needs before it; None where an array is
+    not float32 or empty, or lengths are not int64 in order.
 
     Parameters
     ----------
-    site : where the call stands.
+    runs : the kernel.
     given : (T, N, columns): what the input gives, or the cotangents of the outputs.
     w_hh : (blocks * H, H), the weight of the state.
-    forward : whether the states are multiplied, not their cotangents.
+    reads, outs, numbers : what the frame has behind the common slots: arrays to read (or None), to
+        write, and more.
     lengths, reverse : of the call.
+    backward : whether cotangents meet the weight, not states.
     """
-
-    def __init__(
-        self,
-        site: Site,
-        given: np.ndarray,
-        w_hh: np.ndarray,
-        forward: bool,
-        lengths: np.ndarray | None,
-        reverse: bool,
-    ) -> None:
-        self.site, self.before = site, list[Instruction]()
-        wide, size = w_hh.shape
-        blocks = wide // size
-        (steps, batch), source = given.shape[:2], self.in_rows(given)
-        pack, panels = packed(site, w_hh.T if forward else w_hh, blocks if forward else 1)
-        self.before.append(pack)
-        product = site.scratch((batch, (blocks if forward else 1) * whole(size)))
-        self.common = [steps, batch, size, reverse, 0 if lengths is None else lengths]
-        self.common += [panels, product, source, *source.strides[:2]]
-        self.parallel = batch > 1 and steps * batch * wide * (size + 30) > SERIAL
-
-    def in_rows(self, x: np.ndarray) -> np.ndarray:
-        """An array whose last axis lies in order; a copy where it does not."""
-        if x.strides[-1] == x.itemsize or x.shape[-1] == 1:
-            return x
-        return self.in_order(x)
-
-    def in_order(self, x: np.ndarray) -> np.ndarray:
-        """An array that lies in order; a copy where it does not."""
-        if x.flags.c_contiguous:
-            return x
-        spread = self.site.scratch(x.shape)
-        made = copy_instruction(spread, x)
-        assert made is not None  # float32 of at most three axes
-        self.before.append(made)
-        return spread
-
-    def instructions(self, runs: Any, *more: Any) -> list[Instruction]:
-        """The call, as a kernel with more slots: arrays it reads in order, arrays it writes,
-        numbers."""
-        return [*self.before, Instruction(runs, [*self.common, *more], parallel=self.parallel)]
-
-
-def served(lengths: Any, *arrays: Any) -> bool:
-    """Whether all are float32, none is empty, and lengths are int64 in order."""
+    arrays = [a for a in (given, w_hh, *reads) if a is not None]
+    if not fit(*outs) or not all(a.dtype == np.float32 and a.size for a in arrays):
+        return None
     if lengths is not None and not fit(lengths, dtype=np.int64):
-        return False
-    return all(a.dtype == np.float32 and a.size for a in arrays)
+        return None
+    (steps, batch), (wide, size) = given.shape[:2], w_hh.shape
+    blocks = 1 if backward else wide // size
+    before = list[Instruction]()
+    if given.strides[-1] != given.itemsize and given.shape[-1] != 1:
+        given = in_order(site, before, given)
+    pack, panels = packed(site, w_hh if backward else w_hh.T, blocks)
+    product = site.scratch((batch, blocks * whole(size)))
+    slots = [steps, batch, size, reverse, 0 if lengths is None else lengths, panels, product]
+    slots += [given, *given.strides[:2]]
+    slots += [0 if a is None else in_order(site, before, a) for a in reads]
+    parallel = batch > 1 and steps * batch * wide * (size + 30) > SERIAL
+    return [*before, pack, Instruction(runs, [*slots, *outs, *numbers], parallel=parallel)]
 
 
 @lowers("rnn_steps")
@@ -289,10 +322,8 @@ def lower_rnn(
     reverse: bool = False,
 ) -> list[Instruction] | None:
     """All steps."""
-    if not served(lengths, projected, h0, w_hh) or not fit(*outs):
-        return None
-    made = Layer(site, projected, w_hh, True, lengths, reverse)
-    return made.instructions(rnn, made.in_order(h0), *outs, nonlinearity == "relu")
+    relu = nonlinearity == "relu"
+    return layer(rnn, site, outs, projected, w_hh, [h0], lengths, reverse, relu)
 
 
 @lowers("rnn_steps_backward")
@@ -308,11 +339,8 @@ def lower_rnn_backward(
     reverse: bool = False,
 ) -> list[Instruction] | None:
     """Its cotangents."""
-    if not served(lengths, dy, dh, w_hh, hidden) or not fit(*outs):
-        return None
-    made = Layer(site, dy, w_hh, False, lengths, reverse)
-    reads = made.in_order(dh), made.in_order(hidden)
-    return made.instructions(rnn_backward, *reads, *outs, nonlinearity == "relu")
+    relu, reads = nonlinearity == "relu", [dh, hidden]
+    return layer(rnn_backward, site, outs, dy, w_hh, reads, lengths, reverse, relu, backward=True)
 
 
 @lowers("lstm_steps")
@@ -327,10 +355,7 @@ def lower_lstm(
     reverse: bool = False,
 ) -> list[Instruction] | None:
     """All steps."""
-    if not served(lengths, projected, h0, c0, w_hh) or not fit(*outs):
-        return None
-    made = Layer(site, projected, w_hh, True, lengths, reverse)
-    return made.instructions(lstm, made.in_order(h0), made.in_order(c0), *outs)
+    return layer(lstm, site, outs, projected, w_hh, [h0, c0], lengths, reverse)
 
 
 @lowers("lstm_steps_backward")
@@ -347,8 +372,5 @@ def lower_lstm_backward(
     reverse: bool = False,
 ) -> list[Instruction] | None:
     """Its cotangents."""
-    if not served(lengths, dy, dh, dc, w_hh, cells, gates) or not fit(*outs):
-        return None
-    made = Layer(site, dy, w_hh, False, lengths, reverse)
-    reads = (made.in_order(x) for x in (dh, dc, cells, gates))
-    return made.instructions(lstm_backward, *reads, *outs)
+    reads = [dh, dc, cells, gates]
+    return layer(lstm_backward, site, outs, dy, w_hh, reads, lengths, reverse, backward=True)
