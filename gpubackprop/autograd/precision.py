@@ -48,8 +48,8 @@ class Mode(NamedTuple):
 PRODUCT = Mode("half", "alike")
 """Half operands, sums in float32, and one rounding at the end."""
 FLOAT = Mode("float32", "given")
-WITHIN = Mode("float32", "first")
-"""float32 inside, between half tensors."""
+WITHIN = Mode("given", "first")
+"""float32 inside, between half tensors: the kernels do it, and take float32 parameters."""
 COMMON = Mode("common", "alike")
 GIVEN = Mode("given", "alike")
 CAST = Mode("given", "given")

@@ -24,13 +24,14 @@ class NormKernels(Composites):
 
         Returns
         -------
-        y, mean, var, rstd : the result; the channels' mean, their variance (divided by n) and
-            1/sqrt(var + eps), each (C,) and in float32 at least.
+        y, mean, var, rstd : the result, of half precision where x is, whatever weight and bias are;
+            the channels' mean, their variance (divided by n) and 1/sqrt(var + eps), each (C,) and
+            in float32 at least.
         """
         if is_half(x):
             wide, scale, shift = self._wide(x), self._wide(weight), self._wide(bias)
             y, mean, var, rstd = self.batch_norm(wide, scale, shift, eps)
-            return self._like(y, x, weight, bias), mean, var, rstd
+            return self.astype(y, x.dtype), mean, var, rstd
         y, *moments = self._standardized(x, tuple(range(x.ndim - 1)), eps)
         mean, var, rstd = (self.reshape(m, x.shape[-1:]) for m in moments)
         return self._scaled(y, weight, bias), mean, var, rstd
@@ -50,13 +51,12 @@ class NormKernels(Composites):
 
         With xhat = (x - mean) * rstd: dbias = sum(dy), dweight = sum(dy * xhat) and, for each
         channel of n values, dx = weight * rstd * (dy - dbias / n - xhat * dweight / n) + dmean / n
-        + 2 * (x - mean) * dvar / n.
+        + 2 * (x - mean) * dvar / n. Those of weight and bias are in float32 at least.
         """
         if is_half(x):
             out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
             found = self.batch_norm_backward(out, wide, scale, mean, rstd, dmean, dvar)
-            dx, dweight, dbias = (self._like(a, x, dy) for a in found)
-            return dx, dweight, dbias
+            return self.astype(found[0], x.dtype), *found[1:]
         over = tuple(range(x.ndim - 1))
         centred = self.subtract(x, mean)
         xhat = self.multiply(centred, rstd)
@@ -70,7 +70,10 @@ class NormKernels(Composites):
 
     def scale_shift(self, x: Array, scale: Array, shift: Array | None = None) -> Array:
         """x * scale + shift with a number of each kind for each channel: batch normalisation by
-        fixed moments."""
+        fixed moments. Of half precision where x is, and rounded once."""
+        if is_half(x):
+            wide, factor, term = self._wide(x), self._wide(scale), self._wide(shift)
+            return self.astype(self.scale_shift(wide, factor, term), x.dtype)
         return self._scaled(x, scale, shift)
 
     # Over groups of channels.
@@ -100,13 +103,13 @@ class NormKernels(Composites):
         """Cotangents of x, of the weight and of the bias.
 
         With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - xhat * mean(g
-        * xhat)) with the means over a group, dweight = sum(dy * xhat) and dbias = sum(dy).
+        * xhat)) with the means over a group, dweight = sum(dy * xhat) and dbias = sum(dy), both in
+        float32 at least.
         """
         if is_half(x):
             out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
             found = self.group_norm_backward(out, wide, scale, mean, rstd, groups)
-            dx, dweight, dbias = (self._like(a, x, dy) for a in found)
-            return dx, dweight, dbias
+            return self._like(found[0], x, dy), *found[1:]
         kept = (x.shape[0], 1, groups, 1)
         mean, rstd = self.reshape(mean, kept), self.reshape(rstd, kept)
         xhat = self.multiply(self.subtract(self._grouped(x, groups), mean), rstd)

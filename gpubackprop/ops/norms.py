@@ -65,8 +65,15 @@ def _batch_norm_infer(
         )
     channels = x.shape[-1:]
     dtype = check_affine("batch_norm", x, channels, "the channels of", weight=weight, bias=bias)
+    dtype = _narrow(x, dtype)
     moments = Spec(channels, np.result_type(result_dtype("sqrt", [x]), np.float32))
     return Spec(x.shape, dtype), moments, moments
+
+
+def _narrow(x: Spec, dtype: np.dtype) -> np.dtype:
+    """The dtype of a picture's result: its own where that is of half precision, whatever the
+    numbers of the channels are."""
+    return x.dtype if x.dtype.kind in "fV" and x.dtype.itemsize < 4 else dtype
 
 
 def _affine(rng: np.random.Generator, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +135,8 @@ def _scale_shift_infer(x: Spec, scale: Spec, shift: Spec | None) -> Spec:
                 f"scale_shift: {name} ({s}) must have the shape {x.shape[-1:]} of the channels of "
                 f"x ({x})"
             )
-    return Spec(x.shape, np.result_type(*[s.dtype for s in (x, scale, shift) if s is not None]))
+    dtype = np.result_type(*[s.dtype for s in (x, scale, shift) if s is not None])
+    return Spec(x.shape, _narrow(x, dtype))
 
 
 def _scale_shift_samples(rng: np.random.Generator) -> Iterable[Sample]:

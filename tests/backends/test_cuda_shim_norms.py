@@ -43,8 +43,8 @@ def compare(device, kernel, dtype, *arguments):
     results = []
     for k, (got, want) in enumerate(zip(found, expected, strict=True)):
         got = device.to_numpy(got)
-        moment = k and not kernel.endswith("_backward")
-        assert got.dtype == (wide if moment else dtype)
+        summed = k and kernel != "rms_norm_backward"  # moments, cotangents of the parameters
+        assert got.dtype == (wide if summed else dtype)
         np.testing.assert_allclose(got, want, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
         results.append(got)
     return results
@@ -62,18 +62,39 @@ def test_group_norm_and_its_derivative(device, samples, places, channels, groups
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: d.__name__)
-@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+@pytest.mark.parametrize("affine", ["plain", "affine", "wide"])
 @pytest.mark.parametrize("shape", [(3, 50, 5), (700, 2), (5, 300), (2, 1)], ids=str)
 def test_batch_norm_and_its_derivative(device, shape, affine, dtype):
+    """With parameters of the dtype of x, and with float32 ones, as mixed precision has them."""
     x, dy = random(*shape, seed=1, dtype=dtype, mean=3.0), random(*shape, seed=2, dtype=dtype)
     wide = np.float64 if dtype == np.float64 else np.float32
+    given = wide if affine == "wide" else dtype
     parts = [
-        random(shape[-1], seed=s, dtype=d) for s, d in enumerate((dtype, dtype, wide, wide), 3)
+        random(shape[-1], seed=s, dtype=d) for s, d in enumerate((given, given, wide, wide), 3)
     ]
-    weight, bias, dmean, dvar = parts if affine else (None, *parts[1:])
+    weight, bias, dmean, dvar = (None, *parts[1:]) if affine == "plain" else parts
     _, mean, _, rstd = compare(device, "batch_norm", dtype, x, weight, bias, 1e-2)
     compare(device, "batch_norm_backward", dtype, dy, x, weight, mean, rstd)
     compare(device, "batch_norm_backward", dtype, dy, x, weight, mean, rstd, dmean, dvar)
+    scale = weight if weight is not None else random(shape[-1], seed=9, dtype=wide)
+    for shift in (bias, None):
+        arrays = [device.asarray(a) if a is not None else None for a in (x, scale, shift)]
+        exact = NUMPY.scale_shift(
+            *(a if a is None else a.astype(np.float64) for a in (x, scale, shift))
+        )
+        y = device.scale_shift(*arrays)
+        assert y.dtype == dtype
+        np.testing.assert_allclose(device.to_numpy(y), exact, rtol=TOLERANCE[dtype], atol=1e-3)
+
+
+def test_float32_parameters_beside_halves_need_no_cast(monkeypatch):
+    """What mixed precision gives: no copy of an activation or of a parameter in another type."""
+    monkeypatch.setattr(BACKEND, "astype", lambda *a: pytest.fail("a copy in another type"))
+    x = BACKEND.asarray(random(4, 5, 3, seed=1, dtype=np.float16))
+    weight = BACKEND.asarray(random(3, seed=2, dtype=np.float32))
+    y, mean, _, rstd = BACKEND.batch_norm(x, weight, weight, 1e-5)
+    BACKEND.batch_norm_backward(y, x, weight, mean, rstd)
+    BACKEND.scale_shift(x, weight, weight)
 
 
 def test_a_variance_beyond_half_precision(device):
@@ -122,7 +143,7 @@ def test_each_kernel_is_launched_once_for_each_sum(monkeypatch):
     BACKEND.batch_norm_backward(y, x, None, mean, rstd)
     assert names == [
         *("channel_sum", "group_moment", "channel_sum", "group_moment", "group_norm"),
-        *("channel_slopes", "span_sum", "column_sum", "column_sum", "group_slopes"),
+        *("channel_slopes", "span_sum", "group_slopes"),
         "group_norm_backward",
     ]
     assert (BACKEND.xp.transfers, BACKEND.xp.synchronised) == before, "the host waited"

@@ -149,10 +149,38 @@ def test_moments_of_half_precision_are_wider(name, backend):
             del moments[1]
         backward = getattr(backend, f"{name}_backward")
         found = backward(backend.asarray(dy.astype(dtype)), given, None, *moments, *size)
-        assert all(a.dtype == dtype for a in (y, *found))
+        assert y.dtype == found[0].dtype == dtype
+        summed = moments[0].dtype if name in ("batch_norm", "group_norm") else dtype
+        assert all(a.dtype == summed for a in found[1:])
         results.append([backend.to_numpy(a) for a in (y, *found)])
     for got, want in zip(*results, strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("backend", [get_backend("cpu"), StandInBackend()], ids=lambda b: b.device)
+def test_pictures_of_half_precision_stay_so_beside_float32_parameters(backend):
+    """As mixed precision has them: the result is rounded once, the parameters' cotangents never."""
+    rng = np.random.default_rng(8)
+    x, dy = (rng.normal(size=(6, 4, 3)).astype(np.float16) for _ in range(2))
+    weight, bias = (rng.normal(size=3).astype(np.float32) for _ in range(2))
+    wide = [a.astype(np.float64) for a in (x, weight, bias)]
+    there = [backend.asarray(a) for a in (x, weight, bias)]
+    y, mean, _, rstd = backend.batch_norm(*there, 1e-5)
+    exact, *moments = get_backend("cpu").batch_norm(*wide, 1e-5)
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(backend.to_numpy(y), exact, rtol=2.0**-11 * 1.01, atol=1e-6)
+    dx, dweight, dbias = backend.batch_norm_backward(backend.asarray(dy), *there[:2], mean, rstd)
+    slopes = get_backend("cpu").batch_norm_backward(
+        dy.astype(np.float64), *wide[:2], moments[0], moments[2]
+    )
+    assert dx.dtype == np.float16 and dweight.dtype == dbias.dtype == np.float32
+    np.testing.assert_allclose(backend.to_numpy(dx), slopes[0], rtol=2.0**-11 * 1.01, atol=1e-6)
+    for got, want in ((dweight, slopes[1]), (dbias, slopes[2])):
+        np.testing.assert_allclose(backend.to_numpy(got), want, rtol=1e-5, atol=1e-5)
+    y = backend.scale_shift(*there)
+    assert y.dtype == np.float16
+    exact = wide[0] * wide[1] + wide[2]
+    np.testing.assert_allclose(backend.to_numpy(y), exact, rtol=2.0**-11 * 1.01, atol=1e-6)
 
 
 def test_without_momentum_the_averages_are_plain_means():

@@ -47,6 +47,14 @@ UPDATE_SHARE = 1 << 17
 MASK_FROM = 2048
 
 
+def _beside(x: Any, other: Any) -> Any:
+    """A Python number of the type of the array beside it. ``np.where`` does so by itself but for
+    types of extensions: a bfloat16 array and 0.0 would make float64."""
+    if isinstance(x, float) and getattr(other, "dtype", None) is not None and is_half(other):
+        return other.dtype.type(x)
+    return x
+
+
 def _is_zero(x: Any) -> bool:
     """Whether `x` is the Python number 0.0 (and not -0.0, which has a bit set)."""
     return type(x) is float and x == 0.0 and math.copysign(1.0, x) > 0.0
@@ -171,7 +179,7 @@ class NumPyBackend(
             return shared.masked(condition, True, x1)
         if _is_zero(x1) and _maskable(condition, x2):
             return shared.masked(condition, False, x2)
-        return np.where(condition, x1, x2)
+        return np.where(condition, _beside(x1, x2), _beside(x2, x1))
 
     def erf(self, x: Array, out: Array | None = None) -> Array:
         result = special.erf(x)

@@ -20,7 +20,7 @@ class CudaNorm(DeviceArrays):
     def batch_norm(
         self, x: Array, weight: Array | None, bias: Array | None, eps: float
     ) -> tuple[Array, Array, Array, Array]:
-        element = self._element(x, weight, bias)
+        element = self._norm_element((x,), (weight, bias))
         if element is None or not x.size or x.ndim < 2:
             return super().batch_norm(x, weight, bias, eps)
         sizes, moments = _as_one_sample(x.shape), x.shape[-1:]
@@ -38,19 +38,18 @@ class CudaNorm(DeviceArrays):
         dmean: Array | None = None,
         dvar: Array | None = None,
     ) -> tuple[Array, Array, Array]:
-        element = self._slopes_element((x, dy, weight), (mean, rstd, dmean, dvar))
+        element = self._slopes_element((x, dy), (mean, rstd, dmean, dvar), weight)
         if element is None or not x.size or x.ndim < 2 or dy.shape != x.shape:
             return super().batch_norm_backward(dy, x, weight, mean, rstd, dmean, dvar)
         sizes = _as_one_sample(x.shape)
         return self._cotangents(element, dy, x, weight, mean, rstd, dmean, dvar, sizes)
 
     def scale_shift(self, x: Array, scale: Array, shift: Array | None = None) -> Array:
-        element = self._element(x, scale, shift)
+        element = self._norm_element((x,), (scale, shift))
         if element is None or not x.size or scale.shape != x.shape[-1:]:
             return super().scale_shift(x, scale, shift)
-        x, scale, shift = self._all_packed(x, scale, shift)
-        y = self.empty(x.shape, x.dtype)
-        arrays = (x, scale, shift, y)
+        x, y = self._packed(x), self.empty(x.shape, x.dtype)
+        arrays = (x, *self._widened(element, scale, shift), y)
         self.kernels.launch(
             "scale_shift", (element,), geometry.over(x.size), *arrays, x.size, x.shape[-1]
         )
@@ -76,15 +75,37 @@ class CudaNorm(DeviceArrays):
         sizes = _as_samples(x.shape, groups)
         return self._cotangents(element, dy, x, weight, mean, rstd, None, None, sizes)
 
-    def _slopes_element(
-        self, given: tuple[Array | None, ...], moments: tuple[Array | None, ...]
+    def _norm_element(
+        self, given: tuple[Array, ...], parameters: tuple[Array | None, ...]
     ) -> str | None:
-        """The C++ type of the given arrays' elements where the kernels know it, and the moments are
-        of the type that it is computed in; else None."""
+        """The C++ type of the given arrays' elements where the kernels know it, and the parameters
+        are of it or of the type that it is computed in; else None."""
         element = self._element(*given)
+        if element is None:
+            return None
+        mixed = [p for p in parameters if p is not None and p.dtype != given[0].dtype]
+        return element if all(p.dtype == _wide(element) for p in mixed) else None
+
+    def _slopes_element(
+        self,
+        given: tuple[Array | None, ...],
+        moments: tuple[Array | None, ...],
+        weight: Array | None = None,
+    ) -> str | None:
+        """The C++ type of the given arrays' elements where the kernels know it, the moments are of
+        the type that it is computed in, and the weight of either; else None."""
+        element = self._norm_element(given, (weight,))
         if element is None or any(m is not None and m.dtype != _wide(element) for m in moments):
             return None
         return element
+
+    def _widened(self, element: str, *parameters: Array | None) -> list[Array | None]:
+        """Numbers of the channels, in the type that elements are computed in."""
+        wide = _wide(element)
+        return [
+            p if p is None or p.dtype == wide else self.astype(p, wide)
+            for p in self._all_packed(*parameters)
+        ]
 
     def _normalised(
         self,
@@ -100,7 +121,8 @@ class CudaNorm(DeviceArrays):
     ) -> Array:
         """y; writes the moments."""
         samples, rows, channels, groups = sizes
-        x, weight, bias = self._all_packed(x, weight, bias)
+        x = self._packed(x)
+        weight, bias = self._widened(element, weight, bias)
         span = geometry.channel_span(rows, samples * channels)
         spans = -(-rows // span)
         part = self.empty((samples, spans, channels), _wide(element))
@@ -131,7 +153,8 @@ class CudaNorm(DeviceArrays):
     ) -> tuple[Array, Array, Array]:
         """Cotangents of x, of the weight and of the bias."""
         samples, rows, channels, groups = sizes
-        dy, x, weight, mean, rstd = self._all_packed(dy, x, weight, mean, rstd)
+        dy, x, mean, rstd = self._all_packed(dy, x, mean, rstd)
+        (weight,) = self._widened(element, weight)
         dmean, dvar = self._all_packed(dmean, dvar)
         wide = _wide(element)
         span = geometry.channel_span(rows, samples * channels)
@@ -145,10 +168,12 @@ class CudaNorm(DeviceArrays):
         self.kernels.launch(
             "span_sum", (element, team), shape, part, sums, 2 * samples, spans, channels
         )
-        dweight, dbias = self.empty((channels,), x.dtype), self.empty((channels,), x.dtype)
-        shape = geometry.over(channels)
-        for total, out in ((sums[0], dbias), (sums[1], dweight)):
-            self.kernels.launch("column_sum", (element,), shape, total, out, samples, channels)
+        dbias, dweight = sums[0, 0], sums[1, 0]
+        if samples > 1:
+            dweight, dbias = self.empty((channels,), wide), self.empty((channels,), wide)
+            each, template = geometry.over(channels), ("double" if wide is np.float64 else "float",)
+            for total, out in ((sums[0], dbias), (sums[1], dweight)):
+                self.kernels.launch("column_sum", template, each, total, out, samples, channels)
         factors = self.empty((2, samples, groups), wide)
         team, shape = geometry.over_rows(samples * groups, channels // groups)
         count = x.size // (samples * groups)

@@ -306,7 +306,9 @@ def _by_running(
     shift = -mean * scale if bias is None else bias - mean * scale
     y = _on_last(input, channels_last, lambda x: apply(SCALE_SHIFT, x, scale, shift))
     # The averages may be wider than the input: the result is of the dtype that it has in training.
-    dtype = np.result_type(*[t.dtype for t in (input, weight, bias) if t is not None])
+    dtype = input.dtype
+    if dtype.itemsize >= 4:
+        dtype = np.result_type(*[t.dtype for t in (input, weight, bias) if t is not None])
     return y if y.dtype == dtype else y.astype(dtype)
 
 

@@ -4,7 +4,8 @@
 //
 // Sums over the rows go in two steps, so that they have one order: each thread sums one channel over `span` rows, then a team adds
 // up the sums of the spans. `part` is (samples, spans, channels). Moments are (samples, groups), of the type that is computed in: half
-// precision cannot hold a variance beyond 65504. `weight` and `bias` may be null.
+// precision cannot hold a variance beyond 65504. `weight` and `bias` are of that type too, as parameters of mixed precision are; they
+// may be null.
 
 // Where the moments of a channel of a sample are.
 __device__ __forceinline__ i64 group_of(i64 sample, i64 channel, i64 channels, i64 groups) {
@@ -51,14 +52,15 @@ __global__ void group_moment(const typename Wide<T>::type* part, typename Wide<T
 
 // y = (x - mean) * rstd * weight + bias
 template <typename T>
-__global__ void group_norm(const T* x, const typename Wide<T>::type* mean, const typename Wide<T>::type* rstd, const T* weight,
-                           const T* bias, T* y, i64 samples, i64 rows, i64 channels, i64 groups) {
+__global__ void group_norm(const T* x, const typename Wide<T>::type* mean, const typename Wide<T>::type* rstd,
+                           const typename Wide<T>::type* weight, const typename Wide<T>::type* bias, T* y, i64 samples, i64 rows,
+                           i64 channels, i64 groups) {
   typedef typename Wide<T>::type W;
   for (i64 k = thread_index(); k < samples * rows * channels; k += thread_count()) {
     i64 c = k % channels, q = group_of(k / channels / rows, c, channels, groups);
     W h = (static_cast<W>(x[k]) - mean[q]) * rstd[q];
-    if (weight) h = h * static_cast<W>(weight[c]);
-    if (bias) h = h + static_cast<W>(bias[c]);
+    if (weight) h = h * weight[c];
+    if (bias) h = h + bias[c];
     y[k] = static_cast<T>(h);
   }
 }
@@ -100,8 +102,8 @@ __global__ void span_sum(const typename Wide<T>::type* part, typename Wide<T>::t
 // What dx needs of each group, out of `sums` (2, samples, channels) of dy and dy * xhat: mean(g) and mean(g * xhat) with
 // g = dy * weight. Cotangents of the moments themselves, where given, are added to them; then groups == channels.
 template <typename T, int TEAM>
-__global__ void group_slopes(const typename Wide<T>::type* sums, const T* weight, const typename Wide<T>::type* rstd,
-                             const typename Wide<T>::type* dmean, const typename Wide<T>::type* dvar,
+__global__ void group_slopes(const typename Wide<T>::type* sums, const typename Wide<T>::type* weight,
+                             const typename Wide<T>::type* rstd, const typename Wide<T>::type* dmean, const typename Wide<T>::type* dvar,
                              typename Wide<T>::type* offset, typename Wide<T>::type* slope, i64 samples, i64 channels,
                              i64 groups, i64 count) {
   typedef typename Wide<T>::type W;
@@ -110,7 +112,7 @@ __global__ void group_slopes(const typename Wide<T>::type* sums, const T* weight
     W a = 0, b = 0;
     for (i64 j = first_column<TEAM>(); j < size; j += TEAM) {
       i64 c = q % groups * size + j, k = q / groups * channels + c;
-      W w = weight ? static_cast<W>(weight[c]) : W(1);
+      W w = weight ? weight[c] : W(1);
       a += w * sums[k];
       b += w * sums[samples * channels + k];
     }
@@ -126,25 +128,26 @@ __global__ void group_slopes(const typename Wide<T>::type* sums, const T* weight
 
 // dx = rstd * (g - offset - xhat * slope) with g = dy * weight
 template <typename T>
-__global__ void group_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* mean,
-                                    const typename Wide<T>::type* rstd, const typename Wide<T>::type* offset,
+__global__ void group_norm_backward(const T* dy, const T* x, const typename Wide<T>::type* weight,
+                                    const typename Wide<T>::type* mean, const typename Wide<T>::type* rstd, const typename Wide<T>::type* offset,
                                     const typename Wide<T>::type* slope, T* dx, i64 samples, i64 rows, i64 channels, i64 groups) {
   typedef typename Wide<T>::type W;
   for (i64 k = thread_index(); k < samples * rows * channels; k += thread_count()) {
     i64 c = k % channels, q = group_of(k / channels / rows, c, channels, groups);
     W r = rstd[q], h = (static_cast<W>(x[k]) - mean[q]) * r, g = static_cast<W>(dy[k]);
-    if (weight) g = g * static_cast<W>(weight[c]);
+    if (weight) g = g * weight[c];
     dx[k] = static_cast<T>(r * (g - (offset[q] + h * slope[q])));
   }
 }
 
 // y = x * scale + shift with a number of each kind for each channel; `shift` may be null.
 template <typename T>
-__global__ void scale_shift(const T* x, const T* scale, const T* shift, T* y, i64 n, i64 channels) {
+__global__ void scale_shift(const T* x, const typename Wide<T>::type* scale, const typename Wide<T>::type* shift, T* y, i64 n,
+                            i64 channels) {
   typedef typename Wide<T>::type W;
   for (i64 k = thread_index(); k < n; k += thread_count()) {
     i64 c = k % channels;
-    W h = static_cast<W>(x[k]) * static_cast<W>(scale[c]);
-    y[k] = static_cast<T>(shift ? h + static_cast<W>(shift[c]) : h);
+    W h = static_cast<W>(x[k]) * scale[c];
+    y[k] = static_cast<T>(shift ? h + shift[c] : h);
   }
 }
