@@ -373,6 +373,18 @@ def test_updates_of_views_with_gaps_fall_back_to_the_definition(cuda, launched):
     np.testing.assert_allclose(cuda.to_numpy(param), values[::2] - 0.5 * values[1::2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_updates_in_half_precision_are_one_launch(cuda, launched, dtype):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    param, grad, mean, square = (cuda.asarray(random(33).astype(dtype)) for _ in range(4))
+    cuda.sgd_update(param, grad, mean, lr=0.5, momentum=0.5)
+    cuda.adagrad_update(param, grad, mean, lr=0.5)
+    cuda.rmsprop_update(param, grad, mean, None, square, lr=0.5)
+    cuda.adam_update(param, grad, mean, square, lr=0.5, step=1)
+    assert launched == ["sgd", "adagrad", "rmsprop", "adam"]
+
+
 # Several GPUs.
 
 

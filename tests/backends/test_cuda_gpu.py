@@ -42,7 +42,7 @@ def test_bits_are_those_of_the_cpu(cuda):
     np.testing.assert_array_equal(cuda.to_numpy(y), expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize(("kernel", "used", "options"), composites.CALLS)
 def test_updates_equal_the_definitions_bit_for_bit(cuda, kernel, used, options, dtype):
     arrays = composites.buffers(kernel, used, 100_003, dtype)

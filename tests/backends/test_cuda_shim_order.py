@@ -7,7 +7,7 @@ import pytest
 
 from gpubackprop.backends.cuda import geometry
 from tests.backends.support import shim
-from tests.backends.test_cuda_shim import launch  # noqa: F401 - a fixture
+from tests.backends.support.shim_cases import launch  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
 

@@ -13,7 +13,7 @@ from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend, geometry
 from gpubackprop.backends.recurrent import RecurrentKernels
 from tests.backends.support import fake_cupy, shim
-from tests.backends.test_cuda_shim import DTYPES, close, cpp, launch, random  # noqa: F401
+from tests.backends.support.shim_cases import DTYPES, close, cpp, launch, random  # noqa: F401
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
 

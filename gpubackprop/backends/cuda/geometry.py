@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 BLOCK = 256  # threads of a block, in every launch
 WARP = 32
+PACK_BYTES = 16  # what one instruction moves, at most
 # Blocks beyond this many add no parallelism to any GPU of today; the grid-stride loops cover the
 # rest.
 _MAX_BLOCKS = 4096
@@ -31,6 +32,11 @@ class Launch(NamedTuple):
 def over(n: int) -> Launch:
     """A launch for `n` > 0 independent elements."""
     return Launch(min(_ceil(n, BLOCK), _MAX_BLOCKS))
+
+
+def over_packs(n: int, itemsize: int) -> Launch:
+    """A launch for `n` > 0 independent elements of which a thread moves 16 bytes at once."""
+    return over(_ceil(n, PACK_BYTES // itemsize))
 
 
 def over_rows(rows: int, cols: int) -> tuple[int, Launch]:

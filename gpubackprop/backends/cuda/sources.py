@@ -138,11 +138,6 @@ def around(text: str, elements: Iterable[str]) -> str:
     return defines + "\n".join([*((_FOLDER / p).read_text(encoding="utf-8") for p in parts), text])
 
 
-def elements(file: str) -> tuple[str, ...]:
-    """C++ element types that a file is compiled for. Parameters are updated in float or double."""
-    return ("float", "double") if file == "optim" else tuple(FLOATS.values())
-
-
 def instantiations(file: str, element: str) -> tuple[str, ...]:
     """Every kernel expression of a file for one element type."""
     return tuple(

@@ -1,5 +1,6 @@
 """Optimizer updates as one CUDA kernel each: one pass over the flat buffers, the same bits as the
-definitions on NumPy.
+definitions on NumPy (in bfloat16, of which NumPy has no rules of its own, the same but for
+rounding).
 
 Learning rate and step may be 0-d float64 arrays of the device, the gradient's scale a 0-d float
 array. They are then read by the kernel when it runs, so that a captured graph replays with whatever
@@ -166,7 +167,7 @@ class FusedUpdates(DeviceArrays):
         element = self._element(grad)
         if element is None or not grad.size:
             return super().square_norm(grad)
-        shape = geometry.over(-(-grad.size // (16 // grad.dtype.itemsize)))
+        shape = geometry.over_packs(grad.size, grad.dtype.itemsize)
         sums, counts = self.empty((shape.grid,), np.float64), self.empty((shape.grid,), np.int32)
         squares, nonfinite = self.empty((), np.float64), self.empty((), np.bool_)
         self.kernels.launch(
@@ -196,7 +197,7 @@ class FusedUpdates(DeviceArrays):
             return
         factor = self._factor(scale, param.dtype)
         template = (sources.FLOATS[param.dtype.name],)
-        shape, size = geometry.over(param.size), param.size
+        shape, size = geometry.over_packs(param.size, param.dtype.itemsize), param.size
         self.kernels.launch(kernel, template, shape, *arrays, size, *factor, flag, *numbers)
 
     def _factor(self, scale: Any, dtype: np.dtype) -> tuple[Array | None, float]:
@@ -206,9 +207,8 @@ class FusedUpdates(DeviceArrays):
         return None, 1.0 if scale is None else float(scale)
 
     def _flat(self, param: Array, *others: Array | None) -> bool:
-        """Whether the kernels can update these arrays in place: float32 or float64, one dtype, no
-        gaps."""
-        if param.dtype.name not in ("float32", "float64"):
+        """Whether the kernels can update these arrays in place: floats of one dtype, no gaps."""
+        if param.dtype.name not in sources.FLOATS:
             return False
         arrays = (param, *(o for o in others if o is not None))
         return all(

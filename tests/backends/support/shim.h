@@ -163,31 +163,31 @@ template <typename V> V __shfl_xor_sync(unsigned mask, V value, int lane) {
   return result;
 }
 
-// Half-precision types, as far as the kernels use them: stored in 16 bits, converted to and from float with rounding to even.
+// Half-precision types, as far as the kernels use them: stored in 16 bits, converted from float and from double with one rounding,
+// to even, as cuda_fp16.h and cuda_bf16.h do.
+namespace shim {
+
+// A finite value in 16 bits whose last `digits` are the fraction's; `least` is the exponent of the smallest normal number.
+inline unsigned short narrowed(double value, int digits, int least, unsigned infinity) {
+  unsigned sign = signbit(value) ? 0x8000u : 0;
+  if (value != value) return (unsigned short)(infinity | 1u << (digits - 1));
+  double magnitude = fabs(value);
+  if (magnitude == HUGE_VAL) return (unsigned short)(sign | infinity);
+  int exponent = magnitude == 0 ? least : ilogb(magnitude);
+  if (exponent < least) exponent = least;
+  // Digits beside the exponent's place; a carry out of them is one into the exponent, and beyond the last of those lies infinity.
+  double whole = nearbyint(ldexp(magnitude, digits - exponent));
+  double bits = whole + (double)(exponent - least) * (double)(1u << digits);
+  return (unsigned short)(sign | (bits >= infinity ? infinity : (unsigned)bits));
+}
+
+}  // namespace shim
+
 struct __half {
   unsigned short bits;
   __half() = default;
-  explicit __half(float value) {
-    unsigned u;
-    memcpy(&u, &value, 4);
-    unsigned sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) {
-      bits = (unsigned short)(sign | 0x7e00u);
-    } else if (magnitude >= 0x477ff000u) {
-      bits = (unsigned short)(sign | 0x7c00u);
-    } else {
-      // Round by adding a number whose last digit is the half's last digit, which also serves the subnormal halves.
-      int exponent = (int)(magnitude >> 23) - 127;
-      double unit = ldexp(1.0, (exponent < -14 ? -14 : exponent) - 10);
-      float absolute;
-      memcpy(&absolute, &magnitude, 4);
-      double rounded = nearbyint(absolute / unit);
-      if (exponent < -14)
-        bits = (unsigned short)(sign | (unsigned)rounded);
-      else
-        bits = (unsigned short)(sign | (((unsigned)(exponent + 15) << 10) + (unsigned)rounded - 1024u));
-    }
-  }
+  explicit __half(float value) : __half((double)value) {}
+  explicit __half(double value) : bits(shim::narrowed(value, 10, -14, 0x7c00u)) {}
   operator float() const {
     int exponent = bits >> 10 & 31, fraction = bits & 1023;
     double value = exponent == 31 ? (fraction ? NAN : HUGE_VAL)
@@ -199,11 +199,8 @@ struct __half {
 struct __nv_bfloat16 {
   unsigned short bits;
   __nv_bfloat16() = default;
-  explicit __nv_bfloat16(float value) {
-    unsigned u;
-    memcpy(&u, &value, 4);
-    bits = (unsigned short)(value != value ? 0x7fc0u : (u + 0x7fffu + (u >> 16 & 1u)) >> 16);
-  }
+  explicit __nv_bfloat16(float value) : __nv_bfloat16((double)value) {}
+  explicit __nv_bfloat16(double value) : bits(shim::narrowed(value, 7, -126, 0x7f80u)) {}
   operator float() const {
     unsigned u = (unsigned)bits << 16;
     float value;

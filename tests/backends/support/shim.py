@@ -19,10 +19,17 @@ from gpubackprop.backends.cuda import sources
 HEADER = Path(__file__).with_name("shim.h")
 # -ffp-contract=off is the GPU compiler's -fmad=false.
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")
+try:
+    import ml_dtypes
+except ImportError:  # then there are no arrays of it
+    BFLOAT16 = None
+else:
+    BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _POINTED = {
     "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
     "__half": np.dtype(np.float16),
+    "__nv_bfloat16": BFLOAT16,
     "int": np.dtype(np.int32),
     "i64": np.dtype(np.int64),
     "u64": np.dtype(np.uint64),
@@ -38,7 +45,7 @@ def missing() -> str:
 
 
 def pointed(argument: str, bindings: dict[str, str]) -> np.dtype | None:
-    """The dtype that an argument of this C++ type points to (None for a scalar or bfloat16)."""
+    """The dtype that an argument of this C++ type points to (None for a scalar)."""
     if not argument.endswith("*"):
         return None
     name = argument.removeprefix("const ").removesuffix("*")
@@ -183,7 +190,7 @@ class RawModule:
 
     def _library(self, expression: str) -> dict[str, Kernel]:
         for file in sources.FILES:
-            for element in sources.elements(file):
+            for element in sources.FLOATS.values():
                 known = expression in sources.instantiations(file, element)
                 if known and sources.source(file, element) == self._code:
                     return library(file, element)
