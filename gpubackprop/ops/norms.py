@@ -119,8 +119,11 @@ def _scale_shift_forward(K: Any, x: Any, scale: Any, shift: Any) -> Any:
 def _scale_shift_backward(K: Any, call: Any, dy: Any, x: Any, scale: Any) -> Any:
     dx, dscale, dshift = call.needs
     over = tuple(range(dy.ndim - 1))
+    slope = K.scale_shift(dy, scale, None) if dx else None
+    if (dscale or dshift) and dy.dtype.itemsize < scale.dtype.itemsize:
+        dy = K.astype(dy, scale.dtype)  # sums over a batch can be beyond float16
     return (
-        K.scale_shift(dy, scale, None) if dx else None,
+        slope,
         K.sum(K.multiply(dy, x), axis=over) if dscale else None,
         K.sum(dy, axis=over) if dshift else None,
     )

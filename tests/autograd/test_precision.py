@@ -15,8 +15,10 @@ from gpubackprop.autograd import REGISTRY, STATE, apply
 from gpubackprop.autograd import precision as module
 from gpubackprop.autograd.precision import ROWS, current
 from gpubackprop.backends import get_backend
+from gpubackprop.backends.interception import intercepted
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import functional as F
+from gpubackprop.recipes.residual import ResidualBlock
 from gpubackprop.testing import StandInBackend, samples_of
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -264,6 +266,58 @@ def test_every_operation_on_half_tensors(op, name):
         for g, want in zip(gradients, slopes, strict=True):
             assert g.dtype == half
             assert gap(g, want) <= most, sample
+
+
+def wide_results(backend, batch, run):
+    """Kernels that made arrays of four axes for a batch, wider than half precision."""
+    found = []
+
+    def call(kernel_name, kernel, args, kwargs):
+        result = kernel(*args, **kwargs)
+        for a in result if isinstance(result, tuple) else (result,):
+            shape, dtype = getattr(a, "shape", ()), getattr(a, "dtype", None)
+            if len(shape) == 4 and shape[0] == batch and dtype.itemsize > 2:
+                found.append((kernel_name, dtype.name))
+        return result
+
+    with intercepted(backend, call):
+        run()
+    return found
+
+
+@MIXED
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_residual_block_makes_no_float32_picture(name, training):
+    """Neither forwards nor backwards, with its parameters in float32: batch normalisation has its
+    statistics in float32 and nothing else."""
+    backend = get_backend("cpu")
+    block = ResidualBlock(4, 8, 2, "B")
+    block.train(training)
+    x = gb.tensor(RNG.standard_normal((5, 6, 6, 4)).astype(HALF[name]), requires_grad=True)
+
+    def step():
+        with gb.precision(name):
+            y = block(x)
+        assert y.dtype == HALF[name]
+        if training:
+            y.backward(gb.tensor(np.ones(y.shape, HALF[name])))
+
+    assert wide_results(backend, 5, step) == []
+    if training:
+        assert {p.grad.dtype for p in block.parameters()} == {np.dtype(np.float32)}
+    with gb.precision("float32"):
+        assert wide_results(backend, 5, lambda: block(x.detach().astype(np.float32)))
+
+
+def test_parameters_that_are_trained_beside_fixed_moments_do_not_overflow():
+    """Their gradients are sums over a whole batch: beyond float16 here."""
+    x = gb.tensor(np.full((300, 16, 16, 2), 2.0, np.float16), requires_grad=True)
+    scale, shift = leaf(2), leaf(2)
+    with gb.precision("fp16-mixed"):
+        y = apply(REGISTRY["scale_shift"], x, scale, shift)
+    y.backward(gb.tensor(np.ones(y.shape, np.float16)))
+    assert (scale.grad.numpy() == 2 * 300 * 256).all() and (shift.grad.numpy() == 300 * 256).all()
+    assert x.grad.dtype == np.float16
 
 
 def test_the_page_shows_the_table():

@@ -132,3 +132,27 @@ def test_the_loss_scale_is_pytorchs():
         np.testing.assert_allclose(mine.numpy(), other.detach().numpy(), rtol=1e-5)
     steps = first.state_dict()["state"][0]["step"], second.state_dict()["state"][0]["step"]
     assert steps[0] == int(steps[1]) == 12 - ours.skipped
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_batch_norm_of_half_pictures_beside_float32_parameters(training):
+    """Dtypes as in PyTorch, values and gradients but for one rounding of each."""
+    rng = np.random.default_rng(2)
+    x, dy = (rng.normal(size=(6, 4, 3, 3)).astype(np.float16) for _ in range(2))
+    weight, bias = (rng.normal(size=4).astype(np.float32) for _ in range(2))
+    running = np.zeros(4, np.float32), np.ones(4, np.float32)
+    found = []
+    for m, f, tensor in (
+        (gb, F, lambda a: gb.tensor(a.copy(), requires_grad=True)),
+        (torch, torch.nn.functional, lambda a: torch.tensor(a, requires_grad=True)),
+    ):
+        leaves = [tensor(a) for a in (x, weight, bias)]
+        moments = [m.tensor(a.copy()) for a in running]
+        y = f.batch_norm(leaves[0], *moments, *leaves[1:], training=training)
+        y.backward(m.tensor(dy))
+        tensors = (y.detach(), *moments, *(t.grad for t in leaves))
+        found.append([np.asarray(t.numpy()) for t in tensors])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        digits = 2.0**-10 if ours.dtype == np.float16 else 1e-5
+        np.testing.assert_allclose(ours, theirs, rtol=digits, atol=digits)
