@@ -12,7 +12,6 @@ parameters, and their costs and gradients on one batch must agree (in float64, w
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,17 +54,6 @@ def make_batches(name: str, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
             x = rng.standard_normal((size, *shape), dtype=np.float32)
             made.append((x, rng.integers(0, classes, size)))
     return made
-
-
-def comparable(recipe: Any) -> Any:
-    """The recipe in float64 and with every probability of dropout at zero."""
-
-    def still(layer: Any) -> Any:
-        zero = {k: 0.0 for k in ("p", "dropout") if k in layer.options}
-        return replace(layer, options={**layer.options, **zero})
-
-    train = replace(recipe.train, dtype="float64")
-    return replace(recipe, layers=tuple(map(still, recipe.layers)), train=train)
 
 
 class Ours:
@@ -166,8 +154,9 @@ def check(name: str) -> float:
         The two are not the same function.
     """
     from gpubackprop import recipes
+    from gpubackprop.bench.networks import still
 
-    recipe = comparable(recipes.load(name))
+    recipe = still(recipes.load(name), "float64")
     ours, theirs = Ours(recipe, name), Theirs(recipe, name)
     theirs.model.double()
     pairs = list(zip(ours.model.named_parameters(), theirs.model.parameters(), strict=True))

@@ -30,7 +30,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parents[1]
-PEERS = ("torch", "sklearn")
+PEERS = ("torch", "sklearn", "jax")
 
 # No deadline: the machine may be busy. In CI the examples are the same on every run, so that a
 # failure is the change's.

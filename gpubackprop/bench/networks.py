@@ -20,6 +20,7 @@ from gpubackprop.data import ArrayDataset, DataSplit, Scaling, one_hot
 from gpubackprop.recipes import Recipe
 from gpubackprop.recipes.build import target_form
 from gpubackprop.recipes.costs import ROW
+from gpubackprop.recipes.schema import Choice
 
 BATCHES = 4
 
@@ -90,6 +91,27 @@ def make(name: str) -> Made:
             x = rng.standard_normal((n, *shape)).astype(recipe.train.dtype)
             batches.append((x, rng.integers(0, classes, n)))
     return Made(recipe, shape, classes, batches)
+
+
+def comparable(made: Made, dtype: str | None = None) -> Made:
+    """The same without dropout, whose random numbers differ from library to library; `dtype` is the
+    precision, where it is to be another."""
+    recipe = still(made.recipe, dtype)
+    kind = recipe.train.dtype
+    batches = [(x.astype(kind) if x.dtype.kind == "f" else x, t) for x, t in made.batches]
+    return replace(made, recipe=recipe, batches=batches)
+
+
+def still(recipe: Recipe, dtype: str | None = None) -> Recipe:
+    """A recipe with every probability of dropout at zero, in another precision where one is
+    given."""
+
+    def without(layer: Choice) -> Choice:
+        zero = {k: 0.0 for k in ("p", "dropout") if k in layer.options}
+        return replace(layer, options={**layer.options, **zero})
+
+    train = replace(recipe.train, dtype=dtype or recipe.train.dtype)
+    return replace(recipe, layers=tuple(map(without, recipe.layers)), train=train)
 
 
 def split(made: Made) -> DataSplit:

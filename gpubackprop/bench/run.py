@@ -7,13 +7,14 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gpubackprop import recipes
 from gpubackprop.backends import Backend, detect, get_backend
-from gpubackprop.bench import determinism, networks
+from gpubackprop.bench import agreement, determinism, networks
 from gpubackprop.bench.kernels import CASES, Sizes, quick_sizes
 from gpubackprop.bench.measure import AbsentError, Candidate, Timing, interleaved, reason
 from gpubackprop.bench.peers import MODULES, Peer
@@ -246,22 +247,18 @@ def _recipe(name: str, places: dict[str, Place], options: Options, say: Say) -> 
     rows: dict[str, Any] = {}
     candidates: dict[str, Candidate] = {}
     say(f"{name}: {made.samples} samples a step")
-    for device, place in places.items():
+    wanted = agreement.reference(made)
+
+    def add(label: str, begin: Callable[[], tuple[dict[str, Any], Candidate]]) -> None:
         try:
-            rows[device] = {"memory": networks.memory(made, place.backend)}
-            candidates[device] = Candidate(
-                networks.step(made, place.backend), place.backend.clock()
-            )
-        except Exception as error:  # noqa: BLE001 - the other devices go on
-            rows[device] = {"absent": reason(error)}
+            rows[label], candidates[label] = begin()
+        except Exception as error:  # noqa: BLE001 - the other contenders go on
+            rows[label] = {"absent": reason(error)}
+
+    for device, place in places.items():
+        add(device, partial(_ours, made, wanted, place.backend))
         for label, peer in place.peers.items():
-            try:
-                run = peer.step(made)
-                run()
-                rows[label] = {"memory": {"peak": peer.peak(run)}}
-                candidates[label] = Candidate(run, peer.clock)
-            except Exception as error:  # noqa: BLE001
-                rows[label] = {"absent": reason(error)}
+            add(label, partial(_theirs, made, wanted, peer))
     timings, absent = interleaved(candidates, options.rounds, options.seconds)
     for label, t in timings.items():
         rows[label] |= t.as_dict()
@@ -273,6 +270,25 @@ def _recipe(name: str, places: dict[str, Place], options: Options, say: Say) -> 
         for peer in place.peers.values():
             peer.release()
     return {"samples": made.samples, "contenders": rows}
+
+
+def _ours(
+    made: networks.Made, wanted: agreement.Reference, backend: Backend
+) -> tuple[dict[str, Any], Candidate]:
+    error = agreement.check(wanted, lambda: agreement.ours(wanted.made, backend))
+    row = {"gradient_error": error, "memory": networks.memory(made, backend)}
+    return row, Candidate(networks.step(made, backend), backend.clock())
+
+
+def _theirs(
+    made: networks.Made, wanted: agreement.Reference, peer: Peer
+) -> tuple[dict[str, Any], Candidate]:
+    error = agreement.check(wanted, peer.twin(wanted.made, wanted.weights).gradients)
+    gc.collect()  # the twin that was compared is no part of the memory
+    run = peer.twin(made, wanted.weights).step
+    run()
+    row = {"gradient_error": error, "memory": {"peak": peer.peak(run)}}
+    return row, Candidate(run, peer.clock)
 
 
 def known_peers() -> list[str]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import gpubackprop as gb
 from gpubackprop import recipes
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.timing import HostClock
-from gpubackprop.bench import determinism, kernels, networks, show
+from gpubackprop.bench import agreement, determinism, kernels, networks, show
 from gpubackprop.bench.kernels import CASES, Sizes
 from gpubackprop.bench.measure import AbsentError, Candidate, interleaved
 from gpubackprop.cli import main
+from gpubackprop.data import one_hot
+from gpubackprop.optim import clip_grad_norm_
+from gpubackprop.recipes.build import build_loss
+from gpubackprop.recipes.updates import make_optimizer
 from tests.backends import test_cuda_backend as fakes
 from tests.backends.support import shim
 
@@ -251,14 +257,104 @@ def test_pytorch_has_every_kernel(name):
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["two-moons", "digits-cnn", "mnist-nielsen"])
-def test_pytorch_trains_the_recipes(name):
-    pytest.importorskip("torch", reason="PyTorch is not installed; make peers installs it")
+@pytest.mark.parametrize("name", CASES)
+def test_jax_has_every_kernel(name):
+    pytest.importorskip("jax", reason="JAX is not installed; make peers installs it")
+    from gpubackprop.bench.peers import load, with_jax
+
+    assert list(with_jax.CASES) == list(CASES)
+    peer = load("jax", "cpu")
+    if name == "gemm-tf32":
+        with pytest.raises(AbsentError, match="no TF32"):
+            peer.work(name, TINY)
+        return
+    assert peer.clock.seconds(peer.work(name, TINY), 2) > 0
+
+
+def fewer(made, samples=4):
+    batches = [(x[:samples], t[:samples]) for x, t in made.batches]
+    return replace(made, batches=batches)
+
+
+DEEP = ("cifar-resnet", "pictures")
+"""XLA takes a while to compile these."""
+
+
+def costs_of(made, steps):
+    """Costs of the first steps, operation by operation, at the recipe's first rate."""
+    recipe = made.recipe
+    model = recipes.build_model(recipe, made.shape, made.classes)
+    chosen, loss_of = recipe.optimizer, build_loss(recipe)
+    optimizer = make_optimizer(chosen.name, chosen.options, model.named_parameters())
+    found = []
+    for x, target in made.batches[:steps]:
+        if recipe.loss.name == "quadratic":
+            target = one_hot(target, made.classes, x.dtype)
+        optimizer.zero_grad()
+        loss = loss_of(model(gb.tensor(x)), gb.tensor(target))
+        loss.backward()
+        if recipe.train.clip_norm is not None:
+            clip_grad_norm_(optimizer, recipe.train.clip_norm)
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in DEEP)) for n in recipes.names()],
+)
+def test_twins_have_the_recipes_gradients_and_updates(name, library):
+    pytest.importorskip(library, reason=f"{library} is not installed; make peers installs it")
     from gpubackprop.bench.peers import load
 
-    run = load("torch", "cpu").step(networks.make(name))
+    wanted = agreement.reference(fewer(networks.make(name)))
+    twin = load(library, "cpu").twin(wanted.made, wanted.weights)
+    assert agreement.check(wanted, twin.gradients) < 1e-3
+    mine = costs_of(wanted.made, 3)  # the second tells the first update, the third its means
+    assert [twin.step() for _ in mine] == pytest.approx(mine, rel=2e-3)
+    assert len({round(c, 6) for c in mine}) == 3
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize("name", ["two-moons", "digits-cnn", "mnist-nielsen"])
+def test_twins_train(name, library):
+    pytest.importorskip(library, reason=f"{library} is not installed; make peers installs it")
+    from gpubackprop.bench.peers import load
+
+    made = networks.make(name)
+    run = load(library, "cpu").twin(made, agreement.reference(made).weights).step
     costs = [run() for _ in range(40)]
     assert np.mean(costs[-4:]) < np.mean(costs[:4])
+
+
+@pytest.mark.peers
+def test_weights_of_another_network_are_refused():
+    pytest.importorskip("jax", reason="JAX is not installed; make peers installs it")
+    from gpubackprop.bench.peers import load
+
+    made = networks.make("two-moons")
+    weights = agreement.reference(made).weights
+    with pytest.raises(AbsentError, match="JAX's twin leaves 1 of the parameters out"):
+        load("jax", "cpu").twin(made, [*weights, weights[0]])
+    with pytest.raises(AbsentError, match="more parameters than the recipe's network"):
+        load("jax", "cpu").twin(made, weights[:-1])
+
+
+def test_another_gradient_is_named_and_not_timed():
+    wanted = agreement.reference(networks.make("digits-mlp"))
+    right = agreement.ours(wanted.made, get_backend("cpu"))
+    assert agreement.check(wanted, lambda: right) < 1e-5
+    wrong = [*right[:-1], right[-1] * 1.1]
+    with pytest.raises(AbsentError, match="not timed: its gradient by 4.bias is 0.1 of its length"):
+        agreement.check(wanted, lambda: wrong)
+    with pytest.raises(AbsentError, match="is nan of its length"):
+        agreement.check(wanted, lambda: [*right[:-1], right[-1] * np.nan])
+    with pytest.raises(AbsentError, match=r"by 4.bias is \(3,\), not \(10,\)"):
+        agreement.check(wanted, lambda: [*right[:-1], right[-1][:3]])
 
 
 @pytest.mark.gpu

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from gpubackprop.backends.timing import Clock
 from gpubackprop.bench.kernels import Sizes
@@ -13,6 +16,21 @@ from gpubackprop.bench.networks import Made
 
 MODULES = {"torch": "gpubackprop.bench.peers.with_torch", "jax": "gpubackprop.bench.peers.with_jax"}
 """Where each library's part is, by the name that ``--vs`` takes."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A recipe's network in another library, with weights that it was given.
+
+    Attributes
+    ----------
+    step : a training step over the batches in turn, from the copy to the device to the cost read
+        back; gives the cost.
+    gradients : of the first batch's cost by each parameter, not clipped, as NumPy arrays.
+    """
+
+    step: Callable[[], float]
+    gradients: Callable[[], list[np.ndarray]]
 
 
 class Peer(Protocol):
@@ -31,8 +49,9 @@ class Peer(Protocol):
         """The call that does what a kernel of the table does."""
         ...
 
-    def step(self, made: Made) -> Callable[[], Any]:
-        """A training step of a recipe, over its batches in turn."""
+    def twin(self, made: Made, weights: Sequence[np.ndarray]) -> Twin:
+        """A recipe's network with these values of its parameters, in this project's order and
+        shapes; AbsentError where the library has none."""
         ...
 
     def peak(self, run: Callable[[], Any]) -> int | None:
@@ -62,3 +81,12 @@ def load(name: str, device: str) -> Peer:
     except ImportError as error:
         raise AbsentError(f"not installed ({error})") from None
     return peer
+
+
+def require_shapes(
+    library: str, shapes: Sequence[tuple[int, ...]], weights: Sequence[np.ndarray]
+) -> None:
+    """Refuse weights that are not the twin's own, before they are copied into it."""
+    wanted = [w.shape for w in weights]
+    if list(shapes) != wanted:
+        raise AbsentError(f"{library}'s twin has parameters of shapes {shapes}, not {wanted}")

@@ -7,7 +7,6 @@ in this project's order, channels last, so that both networks are the same funct
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -145,7 +144,9 @@ def _norm(shape: Shape, o: Options, classes: int) -> nn.Module:
 
 
 LAYERS: dict[str, Callable[[Shape, Options, int], nn.Module]] = {
-    "linear": lambda shape, o, c: nn.Linear(shape[0], o["units"], o["bias"]),
+    "linear": lambda shape, o, c: nn.Linear(
+        shape[0], c if o["units"] == "classes" else o["units"], o["bias"]
+    ),
     "relu": lambda shape, o, c: nn.ReLU(),
     "tanh": lambda shape, o, c: nn.Tanh(),
     "sigmoid": lambda shape, o, c: nn.Sigmoid(),
@@ -200,8 +201,3 @@ def cost(name: str, o: Options, outputs: torch.Tensor, target: torch.Tensor) -> 
     smoothing = o.get("label_smoothing", 0.0)
     flat = outputs.reshape(-1, outputs.shape[-1])
     return F.cross_entropy(flat, target.reshape(-1), label_smoothing=smoothing)
-
-
-def learning_sizes(model: nn.Module) -> int:
-    """How many numbers a network learns."""
-    return sum(math.prod(p.shape) for p in model.parameters())

@@ -1,19 +1,22 @@
-"""JAX: each kernel in one jitted function. It has no twins of the recipes."""
+"""JAX: each kernel, and the training step of each recipe, in one jitted function."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gpubackprop.bench import kernels
 from gpubackprop.bench.kernels import Sizes, elements
 from gpubackprop.bench.measure import AbsentError
 from gpubackprop.bench.networks import Made
+from gpubackprop.bench.peers import Twin, jax_networks
 
 Call = Callable[[], Any]
 
@@ -58,9 +61,10 @@ class JaxPeer:
         """See :class:`~gpubackprop.bench.peers.Peer`."""
         return None
 
-    def step(self, made: Made) -> Call:
+    def twin(self, made: Made, weights: Sequence[np.ndarray]) -> Twin:
         """See :class:`~gpubackprop.bench.peers.Peer`."""
-        raise AbsentError("there are no twins of the recipes in JAX; benchmarks.gpu has networks")
+        with jax.default_device(self.device):
+            return _twin(self.device, made, weights)
 
     def work(self, case: str, sizes: Sizes) -> Call:
         """See :class:`~gpubackprop.bench.peers.Peer`."""
@@ -83,6 +87,58 @@ class JaxPeer:
     def random(self, number: int, *shape: int, dtype: Any = jnp.float32) -> Any:
         """Numbers from -1 to 1 on the device."""
         return jax.random.uniform(jax.random.PRNGKey(number), shape, dtype, -1.0, 1.0)
+
+
+def _twin(device: Any, made: Made, weights: Sequence[np.ndarray]) -> Twin:
+    recipe, key = made.recipe, jax.random.PRNGKey(made.recipe.train.seed)
+    loss, chosen, clip = recipe.loss, recipe.optimizer, recipe.train.clip_norm
+    batches = [tuple(_narrow(part) for part in batch) for batch in made.batches]
+
+    def cost(p: Any, moving: Any, x: Any, target: Any, drawn: Any) -> Any:
+        net = jax_networks.Pass(p, moving, drawn)
+        outputs = jax_networks.run(recipe.layers, net, x)
+        net.end()
+        return jax_networks.cost(loss.name, loss.options, outputs, target), net.moved
+
+    gradient = jax.value_and_grad(cost, has_aux=True)
+
+    def train(state: Any, x: Any, target: Any) -> Any:
+        p, kept, moving, number, key = state
+        key, drawn = jax.random.split(key)
+        (value, moving), g = gradient(p, moving, x, target, drawn)
+        g = jax_networks.clipped(g, clip)
+        p, kept = jax_networks.update(chosen.name, chosen.options, p, g, kept, number + 1)
+        return (p, kept, moving, number + 1, key), value
+
+    first = [jnp.array(w) for w in weights]
+    try:
+        means, _ = jax_networks.UPDATES[chosen.name]
+        _, moved = jax.eval_shape(cost, first, None, *batches[0], key)
+    except KeyError as error:
+        raise AbsentError(f"there is no twin of {error} in JAX") from None
+    moving = [(jnp.zeros(m.shape, m.dtype), jnp.ones(v.shape, v.dtype)) for m, v in moved]
+    kept = [tuple(jnp.zeros_like(w) for _ in range(means(chosen.options))) for w in first]
+    state: Any = (first, kept, moving, jnp.zeros((), jnp.float32), key)
+    jitted = jax.jit(train, donate_argnums=0)
+    turns = itertools.cycle(batches)
+
+    def step() -> float:
+        nonlocal state
+        with jax.default_matmul_precision(FULL):
+            state, value = jitted(state, *jax.device_put(next(turns), device))
+        return float(value)
+
+    def gradients() -> list[np.ndarray]:
+        with jax.default_matmul_precision(FULL):
+            _, g = jax.jit(gradient)(state[0], moving, *jax.device_put(batches[0], device), key)
+        return [np.asarray(x) for x in g]
+
+    return Twin(step, gradients)
+
+
+def _narrow(x: np.ndarray) -> np.ndarray:
+    """Class numbers in 32 bits, the widest integers that JAX has unless it is told otherwise."""
+    return x if x.dtype.kind == "f" else x.astype(np.int32)
 
 
 Made_ = tuple[Callable[..., Any], tuple[Any, ...], str]

@@ -4,9 +4,10 @@ compiling."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's abbreviation
 
@@ -15,7 +16,7 @@ from gpubackprop.bench import kernels
 from gpubackprop.bench.kernels import Sizes, elements
 from gpubackprop.bench.measure import AbsentError
 from gpubackprop.bench.networks import Made
-from gpubackprop.bench.peers import torch_networks
+from gpubackprop.bench.peers import Twin, require_shapes, torch_networks
 from gpubackprop.recipes.build import plan_model
 
 Call = Callable[[], Any]
@@ -79,15 +80,21 @@ class TorchPeer:
         """Numbers from -1 to 1 on the device."""
         return (torch.rand(shape, device=self.device) * 2 - 1).to(dtype)
 
-    def step(self, made: Made) -> Call:
+    def twin(self, made: Made, weights: Sequence[np.ndarray]) -> Twin:
         """See :class:`~gpubackprop.bench.peers.Peer`."""
         recipe = made.recipe
         shapes = plan_model(recipe, made.shape, made.classes).shapes
         model: Any  # PyTorch's types are not at hand where it is not installed
         try:
-            model = torch_networks.network(recipe.layers, shapes, made.classes).to(self.device)
+            model = torch_networks.network(recipe.layers, shapes, made.classes)
         except KeyError as error:
             raise AbsentError(f"there is no twin of the layer {error} in PyTorch") from None
+        parameters = list(model.parameters())
+        require_shapes("PyTorch", [tuple(p.shape) for p in parameters], weights)
+        with torch.no_grad():
+            for p, value in zip(parameters, weights, strict=True):
+                p.copy_(torch.from_numpy(value))
+        model = model.to(self.device)
         pictures = len(made.shape) == 3
         if pictures:
             model = model.to(memory_format=torch.channels_last)
@@ -104,17 +111,25 @@ class TorchPeer:
         turns = itertools.cycle(ready)
         loss_of, clip = recipe.loss, recipe.train.clip_norm
 
-        def run() -> float:
-            x, target = (part.to(self.device) for part in next(turns))
+        def backward(batch: Any) -> Any:
+            x, target = (part.to(self.device) for part in batch)
             optimizer.zero_grad()
             loss = torch_networks.cost(loss_of.name, loss_of.options, model(x), target)
             loss.backward()
+            return loss
+
+        def step() -> float:
+            loss = backward(next(turns))
             if clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             return float(loss.detach())
 
-        return run
+        def gradients() -> list[np.ndarray]:
+            _in_float32(lambda: backward(ready[0]))
+            return [p.grad.cpu().numpy() for p in model.parameters()]
+
+        return Twin(lambda: _in_float32(step), gradients)
 
 
 def _copy(peer: TorchPeer, sizes: Sizes) -> Call:
