@@ -11,7 +11,7 @@ from gpubackprop.backends.cpu.native import blas, blocked, products
 from gpubackprop.backends.cpu.native.engine import Instruction, Program
 from gpubackprop.backends.cpu.native.lowering import Site
 from gpubackprop.backends.cpu.native.panels import TALL, WIDE
-from gpubackprop.backends.cpu.native.tiles import LANES
+from gpubackprop.backends.cpu.native.vectors import LANES
 
 if not blas.available():
     pytest.skip("this NumPy brings another BLAS", allow_module_level=True)

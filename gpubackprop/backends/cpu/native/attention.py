@@ -12,7 +12,7 @@ from gpubackprop.backends.cpu.native.abi import Kernel
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
 from gpubackprop.backends.cpu.native.panels import WIDE
-from gpubackprop.backends.cpu.native.tiles import whole
+from gpubackprop.backends.cpu.native.vectors import whole
 
 f32 = np.dtype(np.float32)
 SERIAL = 50_000

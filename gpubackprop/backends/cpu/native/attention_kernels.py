@@ -21,10 +21,12 @@ from gpubackprop.backends.cpu.native.abi import (
     share,
 )
 from gpubackprop.backends.cpu.native.mathematics import as_bits, log
-from gpubackprop.backends.cpu.native.packing import clear, copy_rows, pack_lanes
+from gpubackprop.backends.cpu.native.packing import pack_lanes
 from gpubackprop.backends.cpu.native.panels import WIDE
 from gpubackprop.backends.cpu.native.row_kernels import exp_or_zero, exponentials, largest
-from gpubackprop.backends.cpu.native.tiles import LANES, tiles
+from gpubackprop.backends.cpu.native.spans import clear, copy_rows
+from gpubackprop.backends.cpu.native.tiles import tiles
+from gpubackprop.backends.cpu.native.vectors import LANES
 
 f32 = np.float32
 BLOCK = 24
@@ -73,7 +75,7 @@ def pack_rows(source, step, rows, width, target, room):
     copy_rows(rows, width, source, step, target, 4 * room)
     if width < room:
         for i in range(rows):
-            clear(target + 4 * (i * room + width), room - width)
+            clear(room - width, target + 4 * (i * room + width))
 
 
 @inline
@@ -289,8 +291,8 @@ def attention_heads_backward(frame, part, parts):
                 room, n, unit, width_rows, slopes, dkeys, block_q, s_rows, rows, more, zeros, 0
             )  # fmt: skip
             if more == 0:
-                clear(dkeys + 4 * room * n, room * (tk - n))
-                clear(dvalues + 4 * out_room * n, out_room * (tk - n))
+                clear(room * (tk - n), dkeys + 4 * room * n)
+                clear(out_room * (tk - n), dvalues + 4 * out_room * n)
             tiles(
                 room, rows, s_rows, width_rows, slopes, found, keys, unit, n, 0, zeros, 0
             )  # fmt: skip

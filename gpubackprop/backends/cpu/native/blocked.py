@@ -12,16 +12,16 @@ from __future__ import annotations
 import numpy as np
 
 from gpubackprop.backends.cpu.native import blas
-from gpubackprop.backends.cpu.native.abi import floats, inline, kernel, share
+from gpubackprop.backends.cpu.native.abi import inline, kernel, share
 from gpubackprop.backends.cpu.native.blas import sgemm
 from gpubackprop.backends.cpu.native.packing import (
     copy_panels,
-    copy_rows,
     copy_strips,
     transpose_panels,
 )
 from gpubackprop.backends.cpu.native.panels import TALL, WIDE, multiply_panels
-from gpubackprop.backends.cpu.native.tiles import LANES
+from gpubackprop.backends.cpu.native.spans import add_row, copy_rows
+from gpubackprop.backends.cpu.native.vectors import LANES
 
 DEEP = 256
 """Terms of a sum that are added before the sums are put down."""
@@ -58,13 +58,10 @@ def tiling(m, n, parts, high, wide, row, column):
 
 
 @inline
-def add_row(rows, columns, row, c, step):
+def add_bias(rows, columns, bias, c, step):
     """Add a row of numbers to each of `rows` rows, `step` bytes apart."""
-    plus = floats(row, columns)
     for i in range(rows):
-        to = floats(c + i * step, columns)
-        for j in range(columns):
-            to[j] += plus[j]
+        add_row(columns, bias, c + i * step)
 
 
 @kernel
@@ -122,7 +119,7 @@ def blocked_product(frame, part, parts):
         c += 4 * columns
         sgemm(trans_a, trans_b, rows, narrow, k, a, frame[6], b, frame[8], frame[12], c, frame[10])
         if bias:
-            add_row(rows, narrow, bias + 4 * columns, c, ldc)
+            add_bias(rows, narrow, bias + 4 * columns, c, ldc)
 
 
 def blocks_serve(m: int, n: int, k: int, trans_a: int, trans_b: int) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpubackprop.backends.cpu.native.abi import floats, inline, kernel, share
 from gpubackprop.backends.cpu.native.blas import sgemm
+from gpubackprop.backends.cpu.native.spans import add_row, clear, copy_row
 
 f32 = np.float32
 
@@ -32,25 +33,18 @@ def fill_columns(frame, image, columns):
             left = x * sw - pw
             for i in range(kh):
                 at = y * sh + i * dh - ph
-                target = floats(row + 4 * i * span, span)
+                target = row + 4 * i * span
                 if at < 0 or at >= h:
-                    for k in range(span):
-                        target[k] = 0
+                    clear(span, target)
                 elif dw == 1 and left >= 0 and left + kw <= w:
-                    source = floats(image + 4 * (at * w + left) * c, span)
-                    for k in range(span):
-                        target[k] = source[k]
+                    copy_row(span, image + 4 * (at * w + left) * c, target)
                 else:
                     for j in range(kw):
                         across = left + j * dw
-                        some = target[j * c : (j + 1) * c]
                         if across < 0 or across >= w:
-                            for k in range(c):
-                                some[k] = 0
+                            clear(c, target + 4 * j * c)
                         else:
-                            source = floats(image + 4 * (at * w + across) * c, c)
-                            for k in range(c):
-                                some[k] = source[k]
+                            copy_row(c, image + 4 * (at * w + across) * c, target + 4 * j * c)
 
 
 @inline
@@ -69,19 +63,14 @@ def add_columns_to(frame, image, columns):
                 at = y * sh + i * dh - ph
                 if at < 0 or at >= h:
                     continue
-                source = floats(row + 4 * i * span, span)
+                source = row + 4 * i * span
                 if dw == 1 and left >= 0 and left + kw <= w:
-                    target = floats(image + 4 * (at * w + left) * c, span)
-                    for k in range(span):
-                        target[k] += source[k]
+                    add_row(span, source, image + 4 * (at * w + left) * c)
                 else:
                     for j in range(kw):
                         across = left + j * dw
                         if across >= 0 and across < w:
-                            target = floats(image + 4 * (at * w + across) * c, c)
-                            some = source[j * c : (j + 1) * c]
-                            for k in range(c):
-                                target[k] += some[k]
+                            add_row(c, source + 4 * j * c, image + 4 * (at * w + across) * c)
 
 
 @kernel
@@ -108,8 +97,7 @@ def convolve(frame, part, parts):
                         v = row[j] + bias[j]
                         row[j] = f32(0) if v < 0 else v
                 elif frame[18]:
-                    for j in range(o):
-                        row[j] += bias[j]
+                    add_row(o, frame[18], y + 4 * r * o)
                 else:
                     for j in range(o):
                         row[j] = f32(0) if row[j] < 0 else row[j]
@@ -129,9 +117,7 @@ def convolve_back(frame, part, parts):
         sgemm(0, 1, count * pixels, width, o, dy, o, frame[16], o, 0.0, columns, width)
         for i in range(count):
             image = frame[18] + 4 * (first + i) * size
-            zeros = floats(image, size)
-            for k in range(size):
-                zeros[k] = 0
+            clear(size, image)
             add_columns_to(frame, image, columns + 4 * i * pixels * width)
 
 
@@ -144,9 +130,7 @@ def weigh(frame, part, parts):
     start, stop = share(n, part, parts, 1)
     columns = frame[19] + 4 * part * each * pixels * width
     sums = frame[20] + 4 * part * width * o
-    total = floats(sums, width * o)
-    for k in range(width * o):
-        total[k] = 0
+    clear(width * o, sums)
     for first in range(start, stop, each):
         count = min(each, stop - first)
         for i in range(count):

@@ -20,7 +20,8 @@ from gpubackprop.backends.cpu.native.pooling import (
     lower_pool_relu_backward,
     window_slots,
 )
-from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST, whole
+from gpubackprop.backends.cpu.native.tiles import WIDEST
+from gpubackprop.backends.cpu.native.vectors import LANES, whole
 
 Outs = tuple[np.ndarray, ...]
 Instructions = list[Instruction] | None

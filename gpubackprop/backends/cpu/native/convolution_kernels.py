@@ -15,13 +15,11 @@ from __future__ import annotations
 import numpy as np
 
 from gpubackprop.backends.cpu.native.abi import floats, inline, kernel, longs, share
-from gpubackprop.backends.cpu.native.packing import clear, copy_row, copy_rows
 from gpubackprop.backends.cpu.native.pooling_kernels import (
-    add_sums,
-    begin_sums,
     pool_lines,
     unpool_image,
 )
+from gpubackprop.backends.cpu.native.spans import add_row, clear, copy_row, copy_rows
 from gpubackprop.backends.cpu.native.tiles import tiles
 
 FLUSH = 8
@@ -35,7 +33,7 @@ def framed(frame, part):
     if not frame[16]:
         return frame[16]
     n = frame[1] * frame[5] * frame[6] * frame[4]
-    clear(frame[16] + 4 * part * n, n)
+    clear(n, frame[16] + 4 * part * n)
     return frame[16] + 4 * part * n
 
 
@@ -71,7 +69,7 @@ def pack(frame, part, parts):
 @kernel
 def pack_row(frame, part, parts):
     """A row of numbers and zeros behind it. Frame: numbers (0 for zeros), how many, pitch, row."""
-    clear(frame[3], frame[2])
+    clear(frame[2], frame[3])
     if frame[0]:
         copy_row(frame[1], frame[0], frame[3])
 
@@ -126,7 +124,7 @@ def convolve_back(frame, part, parts):
     for first in range(start, stop, each):
         count = min(each, stop - first)
         out = own if frame[20] else frame[19] + 4 * first * size
-        clear(out, count * size)
+        clear(count * size, out)
         dy = frame[17] + 4 * first * pixels * o
         for k in range(places.size):
             tiles(
@@ -161,27 +159,27 @@ def weigh(frame, part, parts):
     start, stop = share(frame[0], part, parts, 1)
     memory = framed(frame, part)
     sums, total = frame[20] + 4 * part * width * pitch, frame[21] + 4 * part * width * pitch
-    clear(total, width * pitch)
+    clear(width * pitch, total)
     own = frame[19] + 4 * part * each * pixels * pitch
     blocks = 0
     size, some, all_of = np.int64(0), np.int64(0), np.int64(0)
     if frame[23]:
         size = frame[35] * frame[36] * o
         some, all_of = frame[39] + 4 * part * o, frame[40] + 4 * part * o
-        begin_sums(all_of, o)
+        clear(o, all_of)
     for first in range(start, stop, each):
         count = min(each, stop - first)
         images = images_of(frame, frame[17], memory, first, count)
         dy = frame[18] + 4 * first * pixels * o
         if frame[23]:
-            begin_sums(some, o)
+            clear(o, some)
             for i in range(count):
                 at = (first + i) * size
                 unpool_image(
                     frame, 24, own + 4 * i * pixels * pitch, pitch, frame[18] + 4 * at,
                     frame[23] + at, frame[38] + 4 * at, some,
                 )  # fmt: skip
-            add_sums(some, all_of, o)
+            add_row(o, some, all_of)
             dy = own
         elif frame[19]:
             copy_rows(count * pixels, o, dy, 4 * o, own, 4 * pitch)
@@ -192,9 +190,7 @@ def weigh(frame, part, parts):
         )  # fmt: skip
         blocks += 1
         if blocks == FLUSH or first + each >= stop:
-            a, b = floats(total, width * pitch), floats(sums, width * pitch)
-            for k in range(width * pitch):
-                a[k] += b[k]
+            add_row(width * pitch, sums, total)
             blocks = 0
 
 

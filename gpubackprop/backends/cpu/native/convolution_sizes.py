@@ -13,7 +13,7 @@ import numpy as np
 from gpubackprop.backends.array_backend import windows_along
 from gpubackprop.backends.convolution import Padding
 from gpubackprop.backends.cpu.native.lowering import Site
-from gpubackprop.backends.cpu.native.tiles import whole
+from gpubackprop.backends.cpu.native.vectors import whole
 
 Shape = tuple[int, ...]
 

@@ -10,7 +10,6 @@ from gpubackprop.backends.cpu.native import mathematics as m
 from gpubackprop.backends.cpu.native.abi import floats, kernel
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, lowers
-from gpubackprop.backends.cpu.native.packing import clear
 from gpubackprop.backends.cpu.native.recurrent import (
     begin,
     given,
@@ -22,6 +21,7 @@ from gpubackprop.backends.cpu.native.recurrent import (
     stay,
     take,
 )
+from gpubackprop.backends.cpu.native.spans import clear
 
 f32 = np.float32
 
@@ -78,8 +78,8 @@ def gru_backward(frame, part, parts):
             at = first + n * row
             d, dq = floats(frame[14] + 3 * at, 3 * size), floats(frame[15] + 3 * at, 3 * size)
             if not running(own, n, t):
-                clear(frame[14] + 3 * at, 3 * size)
-                clear(frame[15] + 3 * at, 3 * size)
+                clear(3 * size, frame[14] + 3 * at)
+                clear(3 * size, frame[15] + 3 * at)
                 continue
             gate, inner = floats(frame[12] + 3 * at, 3 * size), floats(frame[13] + at, size)
             r, z, new = gate[:size], gate[size : 2 * size], gate[2 * size :]

@@ -16,11 +16,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpubackprop.backends.cpu.native.abi import FAST, floats, inline, kernel, share
+from gpubackprop.backends.cpu.native.abi import FAST, floats, kernel, share
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site
 from gpubackprop.backends.cpu.native.panels import TALL, WIDE
-from gpubackprop.backends.cpu.native.tiles import LANES, whole
+from gpubackprop.backends.cpu.native.vectors import (
+    LANES,
+    REAL,
+    VECTOR,
+    load,
+    number,
+    pointer,
+    store_vectors,
+    whole,
+)
 
 
 @intrinsic
@@ -30,14 +39,8 @@ def _transpose(typingctx: Any, source: Any, step: Any, target: Any, pitch: Any) 
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         a, apart, out, between = args
-        i64, i32 = ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(ir.FloatType(), LANES)
-
-        def at(base: Any, bytes_: Any, i: int) -> Any:
-            place = builder.add(base, builder.mul(bytes_, ir.Constant(i64, i)))
-            return builder.inttoptr(place, vector.as_pointer())
-
-        rows = [builder.load(at(a, apart, i), align=4) for i in range(LANES)]
+        places = [builder.add(a, builder.mul(apart, number(i))) for i in range(LANES)]
+        rows = [load(builder, place, VECTOR) for place in places]
         # Swap the two off-diagonal quarters of ever larger squares: numbers whose row and column
         # differ in the bit `size`.
         size = 1
@@ -49,11 +52,11 @@ def _transpose(typingctx: Any, source: Any, step: Any, target: Any, pitch: Any) 
                 high = [j + size if not j & size else LANES + j for j in range(LANES)]
                 x, y = rows[i], rows[i + size]
                 for k, mask in ((i, low), (i + size, high)):
-                    chosen = ir.Constant(ir.VectorType(i32, LANES), mask)
+                    chosen = ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask)
                     rows[k] = builder.shuffle_vector(x, y, chosen)
             size *= 2
         for i, row in enumerate(rows):
-            builder.store(row, at(out, between, i), align=4)
+            store_vectors(builder, [row], builder.add(out, builder.mul(between, number(i))))
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 4), build
@@ -65,9 +68,8 @@ def _run(count: int) -> Any:
     @intrinsic
     def run(typingctx: Any, source: Any, target: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = ir.VectorType(ir.FloatType(), count).as_pointer()
-            found = builder.load(builder.inttoptr(args[0], pointer), align=4)
-            builder.store(found, builder.inttoptr(args[1], pointer), align=4)
+            of = ir.VectorType(REAL, count)
+            builder.store(load(builder, args[0], of), pointer(builder, args[1], of), align=4)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), build
@@ -177,27 +179,3 @@ def copy_strips(rows, depth, source, step, strips):
         place = strips + (i - whole) // TALL * pair + 4 * (i % TALL)
         for k in range(depth):
             floats(place + 4 * k * TALL, 1)[0] = floats(source + k * step + 4 * i, 1)[0]
-
-
-@numba.njit(**FAST)
-def copy_row(count, source, target):
-    """`count` numbers from one address to another."""
-    a, b = floats(source, count), floats(target, count)
-    for j in range(count):
-        b[j] = a[j]
-
-
-@numba.njit(**FAST)
-def copy_rows(rows, columns, source, step, target, pitch):
-    """The first `columns` numbers of rows that begin `step` bytes apart, to where rows begin
-    `pitch` bytes apart."""
-    for i in range(rows):
-        copy_row(columns, source + i * step, target + i * pitch)
-
-
-@inline
-def clear(address, n):
-    """Zeros."""
-    row = floats(address, n)
-    for j in range(n):
-        row[j] = 0

@@ -15,15 +15,24 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from gpubackprop.backends.cpu.native.abi import FAST, inline
-from gpubackprop.backends.cpu.native.tiles import LANES, WIDEST
+from gpubackprop.backends.cpu.native.vectors import (
+    I64,
+    LANES,
+    REGISTERS,
+    VECTOR,
+    ZEROS,
+    add_products,
+    load_vectors,
+    number,
+    store_vectors,
+)
 
 # Sums of a tile, two vectors of the matrix and a factor fill the registers of the processor.
-TALL = 8 if WIDEST == 4 else 6
+TALL = 8 if REGISTERS == 32 else 6
 """Rows of the tallest tile."""
 _LOW = TALL // 2
 WIDE = 2 * LANES
@@ -51,7 +60,7 @@ def _tile(rows: int, vectors: int) -> Any:
         step_out: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit(builder, rows, vectors, *args)
+            _emit(builder, rows, vectors, args)
             return context.get_dummy_value()
 
         return types.void(*(types.int64,) * 10), build
@@ -59,37 +68,8 @@ def _tile(rows: int, vectors: int) -> Any:
     return tile
 
 
-def _emit(
-    builder: Any,
-    rows: int,
-    vectors: int,
-    left: Any,
-    depth: Any,
-    a: Any,
-    step_a: Any,
-    step_k: Any,
-    panel: Any,
-    first: Any,
-    step_first: Any,
-    out: Any,
-    step_out: Any,
-) -> None:
-    i64, i32, real = ir.IntType(64), ir.IntType(32), ir.FloatType()
-    vector = ir.VectorType(real, LANES)
-    spread = ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
-    undefined = ir.Constant(vector, ir.Undefined)
-    zeros = ir.Constant(vector, [0.0] * LANES)
-    name = f"llvm.fmuladd.v{LANES}f32"
-    kind = ir.FunctionType(vector, [vector] * 3)
-    fma = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-
-    def number(k: int) -> Any:
-        return ir.Constant(i64, k)
-
-    def at(address: Any, of: Any, plus: int = 0) -> Any:
-        place = builder.add(address, number(plus)) if plus else address
-        return builder.inttoptr(place, of.as_pointer())
-
+def _emit(builder: Any, rows: int, vectors: int, args: Any) -> None:
+    left, depth, a, step_a, step_k, panel, first, step_first, out, step_out = args
     last = builder.sub(left, number(1))
     sources, begins, targets = [], [], []
     for r in range(rows):
@@ -103,31 +83,21 @@ def _emit(
     builder.cbranch(builder.icmp_signed("==", first, number(0)), loop, given)
 
     builder.position_at_end(given)
-    begun = [
-        builder.load(at(begin, vector, 4 * LANES * v), align=4)
-        for begin in begins
-        for v in range(vectors)
-    ]
+    begun = [x for begin in begins for x in load_vectors(builder, begin, vectors)]
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    k, place, offset = builder.phi(i64), builder.phi(i64), builder.phi(i64)
-    sums = [builder.phi(vector) for _ in range(rows * vectors)]
-    factors = [builder.load(at(place, vector, 4 * LANES * v), align=4) for v in range(vectors)]
-    found = []
-    for r, source in enumerate(sources):
-        alone = builder.load(at(builder.add(source, offset), real), align=4)
-        one = builder.insert_element(undefined, alone, ir.Constant(i32, 0))
-        many = builder.shuffle_vector(one, undefined, spread)
-        for v in range(vectors):
-            found.append(builder.call(fma, [many, factors[v], sums[r * vectors + v]]))
+    k, place, offset = builder.phi(I64), builder.phi(I64), builder.phi(I64)
+    sums = [builder.phi(VECTOR) for _ in range(rows * vectors)]
+    factors = load_vectors(builder, place, vectors)
+    found = add_products(builder, [builder.add(s, offset) for s in sources], factors, sums)
     more = builder.add(k, number(1))
     after = builder.add(place, number(4 * LANES * vectors))
     for phi, none, some, then in (
         (k, number(0), number(0), more),
         (place, panel, panel, after),
         (offset, number(0), number(0), builder.add(offset, step_k)),
-        *((s, zeros, b, f) for s, b, f in zip(sums, begun, found, strict=True)),
+        *((s, ZEROS, b, f) for s, b, f in zip(sums, begun, found, strict=True)),
     ):
         phi.add_incoming(none, entry)
         phi.add_incoming(some, given)
@@ -136,8 +106,7 @@ def _emit(
 
     builder.position_at_end(done)
     for r, target in enumerate(targets):
-        for v in range(vectors):
-            builder.store(found[r * vectors + v], at(target, vector, 4 * LANES * v), align=4)
+        store_vectors(builder, found[r * vectors : (r + 1) * vectors], target)
 
 
 # Functions that are compiled to the cache may name such pieces only as globals.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpubackprop.backends.cpu.native.abi import floats, inline, kernel, octets, share
+from gpubackprop.backends.cpu.native.spans import add_row, clear
 
 f32 = np.float32
 LOWEST = f32(-np.inf)
@@ -93,29 +94,11 @@ def max_pool(frame, part, parts):
 
 
 @inline
-def begin_sums(sums, n):
-    """Zeros."""
-    target = floats(sums, n)
-    for k in range(n):
-        target[k] = 0
-
-
-@inline
-def add_sums(some, total, n):
-    """total += some."""
-    a, b = floats(some, n), floats(total, n)
-    for k in range(n):
-        b[k] += a[k]
-
-
-@inline
 def clear_uncovered(image, h, w, row_size, pitch, covered_h, covered_w):
     """Zeros in the lines from `covered_h` on, and in every line from `covered_w` on."""
     for i in range(h):
         first = covered_w if i < covered_h else 0
-        row = floats(image + 4 * (i * row_size + first * pitch), (w - first) * pitch)
-        for k in range(row.size):
-            row[k] = 0
+        clear((w - first) * pitch, image + 4 * (i * row_size + first * pitch))
 
 
 @inline
@@ -190,16 +173,16 @@ def max_unpool(frame, part, parts):
     some = frame[19] + 4 * part * c if frame[19] else frame[19]
     total = frame[20] + 4 * part * c
     if frame[19]:
-        begin_sums(total, c)
+        clear(c, total)
     for n in range(start, stop):
         at = n * size * c
         best = frame[18] + 4 * at if frame[18] else frame[18]
         if frame[19]:
-            begin_sums(some, c)
+            clear(c, some)
         image = frame[17] + 4 * n * h * w * c
         unpool_image(frame, 1, image, c, frame[15] + 4 * at, frame[16] + at, best, some)
         if frame[19]:
-            add_sums(some, total, c)
+            add_row(c, some, total)
 
 
 @inline

@@ -9,7 +9,7 @@ import numpy as np
 from gpubackprop.backends.cpu.native.abi import doubles, floats, inline, kernel, share
 from gpubackprop.backends.cpu.native.blas import sgemm
 from gpubackprop.backends.cpu.native.blocked import (
-    add_row,
+    add_bias,
     blocked_product,
     blocks_serve,
     room,
@@ -59,7 +59,7 @@ def product(frame, part, parts):
     c += 4 * (top * ldc + left)
     sgemm(trans_a, trans_b, rows, columns, k, a, lda, b, ldb, beta, c, ldc)
     if bias:
-        add_row(rows, columns, bias + 4 * left, c, 4 * ldc)
+        add_bias(rows, columns, bias + 4 * left, c, 4 * ldc)
 
 
 @kernel

@@ -22,9 +22,10 @@ from gpubackprop.backends.cpu.native.abi import Kernel, floats, inline, kernel, 
 from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
-from gpubackprop.backends.cpu.native.packing import clear, copy_row, packed
+from gpubackprop.backends.cpu.native.packing import packed
 from gpubackprop.backends.cpu.native.panels import multiply_rows
-from gpubackprop.backends.cpu.native.tiles import LANES, whole
+from gpubackprop.backends.cpu.native.spans import clear, copy_row
+from gpubackprop.backends.cpu.native.vectors import LANES, whole
 
 f32 = np.float32
 SERIAL = 600_000
@@ -170,7 +171,7 @@ def rnn_backward(frame, part, parts):
             dh = floats(back + n * own.row, size)
             dy = given(frame, own, t, n, size)
             if not running(own, n, t):
-                clear(slopes + n * own.row, size)
+                clear(size, slopes + n * own.row)
             elif frame[14]:
                 for j in range(size):
                     e = dh[j] + dy[j]
@@ -230,7 +231,7 @@ def lstm_backward(frame, part, parts):
         for n in range(own.rows):
             d = floats(frame[14] + first + 4 * n * row, 4 * size)
             if not running(own, n, t):
-                clear(frame[14] + first + 4 * n * row, 4 * size)
+                clear(4 * size, frame[14] + first + 4 * n * row)
                 continue
             gate = floats(frame[13] + first + 4 * n * row, 4 * size)
             i, f = gate[:size], gate[size : 2 * size]

@@ -12,29 +12,29 @@ The loop is written as LLVM instructions, since a tile lives from every sum stay
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from gpubackprop.backends.cpu.native.abi import FAST
+from gpubackprop.backends.cpu.native.vectors import (
+    I64,
+    LANES,
+    REGISTERS,
+    VECTOR,
+    ZEROS,
+    add_products,
+    load,
+    load_vectors,
+    number,
+    store_vectors,
+)
 
-_FEATURES = llvm.get_host_cpu_features()
-LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx") else 4
-"""Numbers in a vector of this machine."""
-WIDEST = 4 if LANES == 16 or platform.machine() in ("aarch64", "arm64") else 2
-"""Vectors of the widest tile. Its sums, a row of the matrix and a factor fill the registers, which
-are 32 of AVX-512 and NEON, 16 of older ones."""
+WIDEST = 4 if REGISTERS == 32 else 2
+"""Vectors of the widest tile. Its sums, a row of the matrix and a factor fill the registers."""
 _ROWS = {4: 6, 2: 6, 1: 8}
-
-
-def whole(n: int) -> int:
-    """`n` rounded up to whole vectors."""
-    return -(-n // LANES) * LANES
 
 
 def _tile(vectors: int) -> Any:
@@ -67,7 +67,7 @@ def _tile(vectors: int) -> Any:
         relu: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit(builder, rows, vectors, *args)
+            _emit(builder, rows, vectors, args)
             return context.get_dummy_value()
 
         return types.void(*(types.int64,) * 13), build
@@ -75,79 +75,38 @@ def _tile(vectors: int) -> Any:
     return tile
 
 
-def _emit(
-    builder: Any,
-    rows: int,
-    vectors: int,
-    i: Any,
-    n: Any,
-    starts: Any,
-    ends: Any,
-    a: Any,
-    out: Any,
-    b: Any,
-    step: Any,
-    places: Any,
-    depth: Any,
-    beta: Any,
-    first: Any,
-    relu: Any,
-) -> None:
-    i64, i32, real = ir.IntType(64), ir.IntType(32), ir.FloatType()
-    vector = ir.VectorType(real, LANES)
-    spread = ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
-    undefined = ir.Constant(vector, ir.Undefined)
-    zeros = ir.Constant(vector, [0.0] * LANES)
-    kind = ir.FunctionType(vector, [vector] * 3)
-    name = f"llvm.fmuladd.v{LANES}f32"
-    fma = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-
-    def number(k: int) -> Any:
-        return ir.Constant(i64, k)
-
-    def load(address: Any, of: Any, plus: int = 0) -> Any:
-        place = builder.add(address, number(plus)) if plus else address
-        return builder.load(builder.inttoptr(place, of.as_pointer()), align=8 if of is i64 else 4)
-
-    def vectors_at(address: Any) -> list[Any]:
-        return [load(address, vector, 4 * LANES * v) for v in range(vectors)]
-
+def _emit(builder: Any, rows: int, vectors: int, args: Any) -> None:
+    i, n, starts, ends, a, out, b, step, places, depth, beta, first, relu = args
     last = builder.sub(n, number(1))
     sources, targets = [], []
     for r in range(rows):
         row = builder.add(i, number(r))
         row = builder.select(builder.icmp_signed("<", row, n), row, last)
         at = builder.mul(row, number(8))
-        sources.append(builder.add(a, load(builder.add(starts, at), i64)))
-        targets.append(builder.add(out, load(builder.add(ends, at), i64)))
+        sources.append(builder.add(a, load(builder, builder.add(starts, at), I64)))
+        targets.append(builder.add(out, load(builder, builder.add(ends, at), I64)))
 
     from_out, from_first = builder.append_basic_block("out"), builder.append_basic_block("first")
     loop, done = builder.append_basic_block("places"), builder.append_basic_block("done")
     builder.cbranch(builder.icmp_signed("!=", beta, number(0)), from_out, from_first)
     builder.position_at_end(from_out)
-    old = [x for target in targets for x in vectors_at(target)]
+    old = [x for target in targets for x in load_vectors(builder, target, vectors)]
     builder.branch(loop)
     builder.position_at_end(from_first)
-    new = vectors_at(first) * rows
+    new = load_vectors(builder, first, vectors) * rows
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    k, at_b = builder.phi(i64), builder.phi(i64)
-    sums = [builder.phi(vector) for _ in range(rows * vectors)]
+    k, at_b = builder.phi(I64), builder.phi(I64)
+    sums = [builder.phi(VECTOR) for _ in range(rows * vectors)]
     for block, begin in ((from_out, old), (from_first, new)):
         k.add_incoming(number(0), block)
         at_b.add_incoming(b, block)
         for phi, value in zip(sums, begin, strict=True):
             phi.add_incoming(value, block)
-    offset = load(builder.add(places, builder.mul(k, number(8))), i64)
-    factors = vectors_at(at_b)
-    found = []
-    for r, source in enumerate(sources):
-        alone = load(builder.add(source, offset), real)
-        one = builder.insert_element(undefined, alone, ir.Constant(i32, 0))
-        many = builder.shuffle_vector(one, undefined, spread)
-        for v in range(vectors):
-            found.append(builder.call(fma, [many, factors[v], sums[r * vectors + v]]))
+    offset = load(builder, builder.add(places, builder.mul(k, number(8))), I64)
+    factors = load_vectors(builder, at_b, vectors)
+    found = add_products(builder, [builder.add(s, offset) for s in sources], factors, sums)
     more = builder.add(k, number(1))
     k.add_incoming(more, loop)
     at_b.add_incoming(builder.add(at_b, step), loop)
@@ -160,20 +119,17 @@ def _emit(
     builder.cbranch(builder.icmp_signed("!=", relu, number(0)), above, join)
     builder.position_at_end(above)
     # Ordered: NaN is not below 0, and stays.
-    cut = [builder.select(builder.fcmp_ordered("<", x, zeros), zeros, x) for x in found]
+    cut = [builder.select(builder.fcmp_ordered("<", x, ZEROS), ZEROS, x) for x in found]
     builder.branch(join)
     builder.position_at_end(join)
     results = []
     for kept, positive in zip(found, cut, strict=True):
-        phi = builder.phi(vector)
+        phi = builder.phi(VECTOR)
         phi.add_incoming(kept, done)
         phi.add_incoming(positive, above)
         results.append(phi)
     for r, target in enumerate(targets):
-        for v in range(vectors):
-            place = builder.add(target, number(4 * LANES * v))
-            pointer = builder.inttoptr(place, vector.as_pointer())
-            builder.store(results[r * vectors + v], pointer, align=4)
+        store_vectors(builder, results[r * vectors : (r + 1) * vectors], target)
 
 
 # Functions that are compiled to the cache may name such pieces only as globals.
