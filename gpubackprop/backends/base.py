@@ -26,6 +26,7 @@ from gpubackprop.backends.images import ImageKernels
 from gpubackprop.backends.launching import Calls, Launchable, Numbers, Staging
 from gpubackprop.backends.memory import HostMemory, MemoryMeter, MemoryState, host_memory
 from gpubackprop.backends.norms import NormKernels
+from gpubackprop.backends.offers import offered, settled
 from gpubackprop.backends.precision import ProductPrecision
 from gpubackprop.backends.primitives import Array, Primitives, Shape
 from gpubackprop.backends.recurrent import RecurrentKernels
@@ -122,6 +123,21 @@ class Backend(
         """A view of memory that :meth:`owner` gave: the element at index 0 lies `offset` bytes
         after the first byte of its extent; strides in bytes, of any sign."""
         raise NotImplementedError
+
+    def written_to(
+        self, outs: Sequence[Array], kernel: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> None:
+        """Call a kernel so that its results end in `outs`.
+
+        Parameters
+        ----------
+        outs : one array for each result that is not None, none of which shares memory with an
+            argument.
+        kernel : of this backend.
+        """
+        with offered(outs):
+            found = kernel(*args, **kwargs)
+        settled(self, outs, found)
 
     def overlap(self, x: Array, y: Array) -> bool:
         """Whether two arrays with one owner may have elements in common: the bounds of their

@@ -3,7 +3,7 @@
 What costs on a CPU is Python between the array library's loops and memory that is asked for anew.
 So the arrays are bound here, once, results are written where the plan wants them, and views cost
 nothing. What has no spelling of its own below runs the backend's kernel, which is told where its
-results shall lie (``shared.written_to``), or whose results are copied there.
+results shall lie (``written_to`` of the backend).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 
 from gpubackprop.backends import Backend
 from gpubackprop.backends.composites import HALVES
-from gpubackprop.backends.cpu import shared
 from gpubackprop.backends.cpu.fused import HALF, ONE
 from gpubackprop.backends.live import LiveFloat, LiveInt
 from gpubackprop.backends.primitives import Primitives
@@ -160,11 +159,11 @@ def _filled(
             return args, kwargs
         return _now(args, numbers), dict(zip(kwargs, _now(kwargs.values(), numbers), strict=True))
 
-    if backend.name == "numpy" and not over:
+    if not over:
 
         def run() -> None:
             now, named = given()
-            shared.written_to(outs, partial(kernel, **named) if named else kernel, *now)
+            backend.written_to(outs, kernel, *now, **named)
 
         return run
 

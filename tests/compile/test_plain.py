@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ import gpubackprop as gb
 from gpubackprop.autograd import REGISTRY, Tensor, grad
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.cpu import shared
+from gpubackprop.backends.cuda import CUDABackend
 from gpubackprop.backends.live import marked
 from gpubackprop.compile.plain import thunk
 from gpubackprop.compile.plan import Memory, plan_memory
@@ -21,6 +23,7 @@ from gpubackprop.testing import StandInBackend, require_close, samples_of, toler
 from gpubackprop.testing.calls import call as call_operation
 from gpubackprop.testing.calls import cast, cotangent, differentiable_inputs, fresh, place
 from gpubackprop.testing.closeness import longest, magnitude
+from tests.backends.support import fake_cupy
 
 CPU = get_backend("cpu")
 STAND_IN = StandInBackend()
@@ -333,7 +336,7 @@ class TestWrittenTo:
     def test_any_order(self, order, change):
         x = np.arange(9, dtype=np.float32).reshape(3, 3)
         a, b = self.outs()
-        shared.written_to((a, b), self.kernel(order, change), x)
+        CPU.written_to((a, b), self.kernel(order, change), x)
         np.testing.assert_array_equal(a, change(x + 10 * order[0]))
         np.testing.assert_array_equal(b, change(x + 10 * order[1]))
 
@@ -347,17 +350,39 @@ class TestWrittenTo:
             out.flags.writeable = False
             return y.reshape(-1).reshape(3, 3)
 
-        shared.written_to((out,), made)
+        CPU.written_to((out,), made)
         assert (out == 1.0).all()
 
     def test_what_is_left_over_is_not_offered_later(self):
         a, b = self.outs()
-        shared.written_to((a, b), lambda: (np.zeros((3, 3)), np.ones((3, 3))))
+        CPU.written_to((a, b), lambda: (np.zeros((3, 3)), np.ones((3, 3))))
         fresh = shared.result((3, 3), np.dtype(np.float32))
         assert fresh is not a and fresh is not b
         with pytest.raises(ZeroDivisionError):
-            shared.written_to((a,), lambda: 1 // 0)
+            CPU.written_to((a,), lambda: 1 // 0)
         assert shared.result((3, 3), np.dtype(np.float32)) is not a
+
+    def test_a_gpus_kernel_that_asks_for_memory_writes_its_results_once(self, monkeypatch):
+        """With several results too; one whose memory another result took is copied."""
+        monkeypatch.setitem(sys.modules, "cupy", fake_cupy.FakeCuPy())
+        cuda = CUDABackend()
+        x = cuda.asarray(np.ones((3, 3), np.float32))
+        copied = []
+        monkeypatch.setattr(cuda, "copyto", lambda target, value: copied.append(value))
+
+        def pair(x):
+            y, keep = cuda.empty((3, 3), np.float32), cuda.empty((3, 3), np.bool_)
+            cuda.multiply(x, 2.0, out=y)
+            keep.fill(True)
+            return y, None, keep
+
+        y, keep = cuda.empty((3, 3), np.float32), cuda.zeros((3, 3), np.bool_)
+        cuda.written_to((y, keep), pair, x)
+        assert not copied
+        np.testing.assert_array_equal(cuda.to_numpy(y), 2.0)
+        assert cuda.to_numpy(keep).all()
+        cuda.written_to((y, keep), lambda x: (x, cuda.isfinite(x)), x)  # memory of their own
+        assert copied[0] is x and len(copied) == 2
 
 
 @pytest.mark.parametrize("kernel", ["sigmoid_backward", "matmul", "linear", "sum_to"])

@@ -6,13 +6,13 @@ any number of threads, and so is each bit.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.cpu.threads import in_parts, threads
+from gpubackprop.backends.offers import taken
 
 # Elements of a block. Smaller ones fit the L2 cache, but threads that call NumPy often wait for
 # each other, and a pass beyond that cache costs less.
@@ -26,63 +26,21 @@ _ONE = np.int8(1)
 _ZEROS = {np.dtype(f"f{n}"): np.zeros(ROW, f"f{n}") for n in (4, 8)}
 
 
-class _Offer(threading.local):
-    arrays: list[np.ndarray] = []
-
-
-_OFFER = _Offer()
-
-
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory for a kernel's result: what the caller of :func:`written_to` wants it written to, if
-    that has the shape and lies in order, else new."""
-    for i, array in enumerate(_OFFER.arrays):
-        if array.shape == shape and array.dtype == dtype and array.flags.c_contiguous:
-            del _OFFER.arrays[i]
-            return array
-    return np.empty(shape, dtype)
+    """Memory for a kernel's result: what is offered for it (see ``offers.py``), if that has the
+    shape and lies in order, else new."""
+    found = taken(lambda x: _like(x, shape, dtype) and x.flags.c_contiguous)
+    return np.empty(shape, dtype) if found is None else found
 
 
 def result_like(x: np.ndarray) -> np.ndarray:
     """:func:`result` with shape, dtype and layout of an array."""
-    for i, array in enumerate(_OFFER.arrays):
-        if array.shape == x.shape and array.dtype == x.dtype and array.strides == x.strides:
-            del _OFFER.arrays[i]
-            return array
-    return np.empty_like(x)
+    found = taken(lambda y: _like(y, x.shape, x.dtype) and y.strides == x.strides)
+    return np.empty_like(x) if found is None else found
 
 
-def written_to(outs: Sequence[np.ndarray], kernel: Callable[..., Any], *args: Any) -> None:
-    """Call a kernel so that its results end in `outs`: written there where it asks for memory
-    through :func:`result`, copied otherwise."""
-    before = _OFFER.arrays
-    _OFFER.arrays = list(outs)
-    try:
-        found = kernel(*args)
-    finally:
-        _OFFER.arrays = before
-    several = found if isinstance(found, (tuple, list)) else (found,)
-    pairs = list(zip(outs, [v for v in several if v is not None], strict=True))
-    late = [(out, value) for out, value in pairs if value is not out and not _lies_at(out, value)]
-    if len(late) > 1:
-        # Memory that was offered for one result may hold another one, or what is a view of it.
-        late = [
-            (out, value.copy() if any(np.may_share_memory(value, o) for o in outs) else value)
-            for out, value in late
-        ]
-    for out, value in late:
-        out[...] = value
-
-
-def _lies_at(out: np.ndarray, value: Any) -> bool:
-    """Whether a result lies where it should: it may be another view of the same elements."""
-    return (
-        isinstance(value, np.ndarray)
-        and value.__array_interface__["data"][0] == out.__array_interface__["data"][0]
-        and value.shape == out.shape
-        and value.strides == out.strides
-        and value.dtype == out.dtype
-    )
+def _like(x: Any, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return isinstance(x, np.ndarray) and x.shape == shape and x.dtype == dtype
 
 
 def in_blocks(

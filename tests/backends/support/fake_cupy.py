@@ -48,7 +48,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     flags = property(lambda self: self.on_host.flags)
     base = property(lambda self: self.on_host)  # CuPy's is None for an array that is no view
     strides = property(lambda self: self.on_host.strides)
-    T = property(lambda self: self.device.wrap(self.on_host.T))
+    T = property(lambda self: self.transpose())
     itemsize = property(lambda self: self.on_host.itemsize)
     data = property(lambda self: SimpleNamespace(ptr=self.on_host.ctypes.data))
     __cuda_array_interface__ = property(lambda self: {"shape": self.shape})
