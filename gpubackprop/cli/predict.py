@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -122,7 +123,10 @@ def _inputs(
         how = {k: kept[k] for k in ("delimiter", "header", "encoding") if k in kept}
         if name.endswith(".tsv"):
             how.setdefault("delimiter", "\t")
-        raw = read_csv(path, target=_column(options.target), dtype=np.float64, **how).features
+        column = _column(options.target)
+        table = read_csv(path, target=column, task=None, dtype=np.float64, **how)
+        _check_columns(path, table.feature_names, trained, kept.get("target", -1), column)
+        raw = table.features
     elif "idx" in name or name.endswith("ubyte"):
         raw = read_idx(path)
     else:
@@ -152,6 +156,19 @@ def _pictures(paths: list[Path], trained: Run) -> Pictures:
     if not paths:
         raise DataError(f"{path} holds no picture (a file that ends in {', '.join(ENDINGS)})")
     return Pictures(paths, shape[0], shape[2] == 1)
+
+
+def _check_columns(
+    path: Path, names: tuple[str, ...], trained: Run, target: Any, given: Any
+) -> None:
+    """The target that a table was trained on is often still there when it is predicted from."""
+    if given is not None or trained.input_shape != (len(names) - 1,):
+        return
+    column = target if isinstance(target, int) or target in names else -1
+    raise ConfigError(
+        f"{path} has {len(names)} columns, but the network in {trained.path} takes "
+        f"{len(names) - 1} numbers; to leave the target out: --target {shlex.quote(str(column))}"
+    )
 
 
 def _column(given: str | None) -> str | int | None:

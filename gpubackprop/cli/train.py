@@ -12,6 +12,7 @@ from gpubackprop import recipes
 from gpubackprop.autograd.precision import shortfall
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
+from gpubackprop.backends.precision import half_dtype
 from gpubackprop.cli import folders, pictures
 from gpubackprop.cli.parser import (
     Parser,
@@ -79,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     _find_recipe(options)
     overrides = settings_of(options)
     recipe = recipes.load(options.recipe, overrides)  # errors before any folder is made
+    half_dtype(recipe.train.precision or "float32")  # and before the data are read
     choice = choose(options.device)
     if options.memory_limit is not None:
         get_backend(choice.device).limit_memory(options.memory_limit)

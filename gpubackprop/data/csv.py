@@ -56,7 +56,7 @@ def read_csv(
     path: str | os.PathLike[str],
     *,
     target: str | int | None = -1,
-    task: str = "classification",
+    task: str | None = "classification",
     delimiter: str = ",",
     header: bool | None = None,
     encoding: str = "utf-8",
@@ -75,10 +75,10 @@ def read_csv(
     target : str, int or None, optional
         The target column: its name in the header, or its number from 0 (from -1 backwards). The
         last column by default; None where every column is a feature.
-    task : {"classification", "regression"}, optional
+    task : {"classification", "regression"} or None, optional
         ``"classification"``: each distinct text of the target column is a class; classes are
         numbered in sorted order, by value where all of them are numbers. ``"regression"``: the
-        target is a number.
+        target is a number. None: the column is left out, whatever it holds.
     delimiter : str, optional
         The character between cells.
     header : bool, optional
@@ -104,7 +104,7 @@ def read_csv(
     ConfigError
         An argument has a value that is not allowed.
     """
-    if task not in TASKS:
+    if task is not None and task not in TASKS:
         raise ConfigError(suggest.unknown("task of a CSV file", task, TASKS))
     if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '\r\n\0"':
         raise ConfigError(f"delimiter of a CSV file must be one character, got {delimiter!r}")
@@ -119,7 +119,12 @@ class _Reader:
     """One reading of one file."""
 
     def __init__(
-        self, source: Unpacked, delimiter: str, encoding: str, dtype: np.dtype[Any], task: str
+        self,
+        source: Unpacked,
+        delimiter: str,
+        encoding: str,
+        dtype: np.dtype[Any],
+        task: str | None,
     ) -> None:
         self.source = source
         self.delimiter = delimiter
@@ -154,6 +159,8 @@ class _Reader:
         names = tuple(self.names[index] for index in kept)
         if column is None:
             return Table(features, None, names, None, None)
+        if self.task is None:
+            return Table(features, None, names, self.names[column], None)
         values, classes = self.target(texts, lines, column)
         return Table(features, values, names, self.names[column], classes)
 
@@ -306,7 +313,7 @@ class _Reader:
                 row, words = next((i, w) for i, t in enumerate(texts) if (w := self.fault(t)))
                 raise self.source.error(
                     f"line {lines[row]}, target column {column + 1} ({name!r}): {words}; "
-                    "for classes pass task='classification'"
+                    "for classes set task = 'classification'"
                 )
             return values, None
         found = set(texts)
@@ -318,8 +325,8 @@ class _Reader:
         if len(texts) >= 20 and 2 * len(found) > len(texts):
             raise self.source.error(
                 f"target column {column + 1} ({name!r}) has {len(found):,} distinct values in "
-                f"{len(texts):,} rows, too many for classes; if it is a number to predict, pass "
-                "task='regression'"
+                f"{len(texts):,} rows, too many for classes; if it is a number to predict, set "
+                "task = 'regression'"
             )
         classes = sorted(found, key=_sort_key(found))
         number = {text: index for index, text in enumerate(classes)}

@@ -295,7 +295,7 @@ def _targets(
     if targets.min() < 0 or targets.max() >= max(len(targets), 2):
         raise DataError(
             f"{file}: class numbers {name!r} must count from 0, found {targets.min()} to "
-            f"{targets.max()}; for numbers to predict pass task='regression'"
+            f"{targets.max()}; for numbers to predict set task = 'regression'"
         )
     return targets.astype(np.int64), tuple(str(k) for k in range(int(targets.max()) + 1))
 

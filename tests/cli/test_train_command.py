@@ -164,6 +164,14 @@ def test_a_regression_has_no_accuracy(run, here):
     assert found["test_accuracy"] is None and found["test_loss"] < 1.0
     rows = run("predict", "line", "--format", "csv").out.splitlines()
     assert rows[0] == "sample,output 0" and len(rows) == 11
+    # The table that it was trained on: the target is in the way, and can be left out.
+    outcome = run("predict", "line", "line.csv")
+    assert outcome.status == 2
+    assert "line.csv has 2 columns, but the network in line takes 1 numbers" in outcome.error
+    assert outcome.error.endswith("to leave the target out: --target -1")
+    for column in ("-1", "y"):
+        rows = run("predict", "line", "line.csv", "--target", column).out.splitlines()
+        assert len(rows) == 51
 
 
 def test_tiny_and_huge_losses_can_be_told_apart(run, here):

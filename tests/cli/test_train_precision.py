@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -62,3 +63,11 @@ def test_errors(run):
     assert "'bf16'; allowed: float32, tf32, bf16-mixed, fp16-mixed" in outcome.error
     outcome = run("train", *QUICK, "--precision", "bf16-mixed", "--set", "train.dtype=float64")
     assert "precision = 'bf16-mixed' keeps the parameters in float32, but dtype is" in outcome.error
+
+
+def test_what_is_not_installed_is_said_before_anything_is_read_or_made(run, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    outcome = run("train", "mnist-mlp", "--data-dir", "nowhere", "--precision", "bf16-mixed")
+    assert outcome.status == 2
+    assert "pip install 'gpubackprop[bf16]'" in outcome.error
+    assert not (here / "runs").exists()

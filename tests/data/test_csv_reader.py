@@ -100,7 +100,7 @@ def test_regression(table: Any, data_error: Any) -> None:
 
 def test_numbers_taken_for_classes(table: Any, data_error: Any) -> None:
     text = "".join(f"{k},{k * 1.5}\n" for k in range(30))
-    with data_error("30 distinct values in 30 rows", "task='regression'"):
+    with data_error("30 distinct values in 30 rows", "task = 'regression'"):
         table(text)
     assert table(text, task="regression").target[2] == 3.0
 
