@@ -26,7 +26,7 @@ from gpubackprop.backends.cpu.native.panels import WIDE
 from gpubackprop.backends.cpu.native.row_kernels import exp_or_zero, exponentials, largest
 from gpubackprop.backends.cpu.native.spans import clear, copy_rows
 from gpubackprop.backends.cpu.native.tiles import tiles
-from gpubackprop.backends.cpu.native.vectors import LANES
+from gpubackprop.backends.cpu.native.vectors import LANES, whole
 
 f32 = np.float32
 BLOCK = 24
@@ -88,9 +88,9 @@ def unpack_rows(source, room, rows, width, target, step, scale):
 
 
 @inline
-def round_up(n, step):
-    """`n` rounded up to a multiple."""
-    return (n + step - 1) // step * step
+def whole_panels(n):
+    """`n` rounded up to whole panels."""
+    return (n + WIDE - 1) // WIDE * WIDE
 
 
 @inline
@@ -144,7 +144,7 @@ def attention_heads(frame, part, parts):
     found, unit, q_rows = own + frame[FOUND], own + frame[UNIT], own + frame[Q_ROWS]
     s_rows, out_rows = own + frame[S_ROWS], own + frame[OUT_ROWS]
     sums, tops = floats(own + frame[SUMS], BLOCK), floats(own + frame[TOPS], BLOCK)
-    room = round_up(out, LANES)
+    room = whole(out)
     ramp(unit, max(width, tk), 4)
     ramp(q_rows, BLOCK, frame[Q + 3])
     ramp(out_rows, BLOCK, 4 * room)
@@ -163,7 +163,7 @@ def attention_heads(frame, part, parts):
         for first in range(0, tq, BLOCK):
             rows = min(BLOCK, tq - first)
             n = seen(first + rows - 1, tk, causal, past)
-            wide = round_up(n, WIDE)
+            wide = whole_panels(n)
             ramp(s_rows, BLOCK, 4 * wide)
             panels_product(
                 wide, rows, q_rows, q + first * frame[Q + 3], width, panels, s_rows, scores, unit,
@@ -173,7 +173,7 @@ def attention_heads(frame, part, parts):
             for i in range(rows):
                 count = seen(first + i, tk, causal, past)
                 row = floats(scores + 4 * i * wide, wide)
-                part_of_row = row[: round_up(count, LANES)]
+                part_of_row = row[: whole(count)]
                 if masked != NO_MASK:
                     apply_mask(masked, mask + (first + i) * frame[MASK + 3], row[:count])
                 for j in range(count, part_of_row.size):
@@ -230,7 +230,7 @@ def attention_heads_backward(frame, part, parts):
     unit, q_rows, dy_rows = own + frame[UNIT], own + frame[Q_ROWS], own + frame[DY_ROWS]
     s_rows = own + frame[S_ROWS]
     width_rows, out_rows = own + frame[WIDTH_ROWS], own + frame[OUT_ROWS]
-    room, out_room = round_up(width, LANES), round_up(out, LANES)
+    room, out_room = whole(width), whole(out)
     ramp(unit, max(width, out, tk), 4)
     ramp(q_rows, BLOCK, frame[Q + 3])
     ramp(dy_rows, BLOCK, frame[DY + 3])
@@ -256,7 +256,7 @@ def attention_heads_backward(frame, part, parts):
             first = (blocks - 1 - back) * BLOCK
             rows = min(BLOCK, tq - first)
             n = seen(first + rows - 1, tk, causal, past)
-            wide = round_up(n, WIDE)
+            wide = whole_panels(n)
             q_block, dy_block = q + first * frame[Q + 3], dy + first * frame[DY + 3]
             ramp(s_rows, BLOCK, 4 * wide)
             panels_product(
@@ -270,7 +270,7 @@ def attention_heads_backward(frame, part, parts):
                 s, ds = floats(scores + 4 * i * wide, wide), floats(slopes + 4 * i * wide, wide)
                 if masked != NO_MASK:
                     apply_mask(masked, mask + (first + i) * frame[MASK + 3], s[:count])
-                near = round_up(count, LANES)
+                near = whole(count)
                 for j in range(count, near):
                     s[j] = f32(-np.inf)
                     ds[j] = 0

@@ -25,7 +25,7 @@ from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
 from gpubackprop.backends.cpu.native.packing import packed
 from gpubackprop.backends.cpu.native.panels import multiply_rows
 from gpubackprop.backends.cpu.native.spans import clear, copy_row
-from gpubackprop.backends.cpu.native.vectors import LANES, whole
+from gpubackprop.backends.cpu.native.vectors import whole
 
 f32 = np.float32
 SERIAL = 600_000
@@ -64,7 +64,7 @@ def own_part(frame, part, parts, blocks):
     """A part's share, for products of `blocks` times H columns."""
     batch, size = frame[1], frame[2]
     top, bottom = share(batch, part, parts, 1)
-    padded = (size + LANES - 1) // LANES * LANES
+    padded = whole(size)
     wide = 4 * blocks * padded
     return Own(
         frame[0], size, padded, top, bottom - top, 4 * size, 4 * batch * size,

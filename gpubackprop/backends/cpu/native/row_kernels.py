@@ -21,6 +21,7 @@ from gpubackprop.backends.cpu.native.abi import (
     share,
 )
 from gpubackprop.backends.cpu.native.mathematics import as_bits, as_float, exp, log
+from gpubackprop.backends.cpu.native.vectors import whole
 
 f32 = np.float32
 
@@ -81,12 +82,6 @@ def logarithm(x, top, rest):
     """The logarithm of a probability, x - top - rest. In this order: the two together would lose
     the digits of the smaller one."""
     return (x - top) - rest
-
-
-@inline
-def whole(n):
-    """`n` rounded up to whole vectors."""
-    return (n + 15) // 16 * 16
 
 
 # Softmax.

@@ -10,9 +10,9 @@ import numpy as np
 from gpubackprop.backends.cpu.native import row_kernels as kernels
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
+from gpubackprop.backends.cpu.native.vectors import whole
 
 f32 = np.float32
-LANES = 16
 SERIAL = 1 << 14
 """Elements that are left to one thread."""
 BLOCKS = 32
@@ -42,7 +42,7 @@ def lines(x: np.ndarray, axes: int = 1) -> np.ndarray | None:
 
 def _own(site: Site, n: int, rows: int = 1) -> np.ndarray:
     """Memory of each thread for some rows."""
-    return site.scratch((site.parts, rows, -(-n // LANES) * LANES))
+    return site.scratch((site.parts, rows, whole(n)))
 
 
 def _matrices(*arrays: np.ndarray, axes: int = 1) -> list[np.ndarray] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from numba.extending import register_jitable
 
 _FEATURES = llvm.get_host_cpu_features()
 LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx") else 4
@@ -23,9 +24,10 @@ _UNDEFINED = ir.Constant(VECTOR, ir.Undefined)
 _SPREAD = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
 
 
+@register_jitable
 def whole(n: int) -> int:
-    """`n` rounded up to whole vectors."""
-    return -(-n // LANES) * LANES
+    """`n` rounded up to whole vectors. Kernels may call it too."""
+    return (n + LANES - 1) // LANES * LANES
 
 
 def number(k: int) -> Any:
