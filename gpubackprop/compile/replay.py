@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.autograd.operation import IndexRangeError
 from gpubackprop.autograd.shortage import shortage
 from gpubackprop.backends import Array, Backend
 from gpubackprop.compile import passes
@@ -27,6 +28,7 @@ from gpubackprop.compile.recompute import recomputed
 from gpubackprop.compile.recorder import Live
 from gpubackprop.compile.session import Outcome
 from gpubackprop.compile.trace import Call, Ref, replaced
+from gpubackprop.compile.trouble import explained
 from gpubackprop.errors import OutOfMemoryError
 
 
@@ -235,6 +237,8 @@ class Replay:
             _take_back(done)
             if self.backend.lacks_memory(error) and not isinstance(error, OutOfMemoryError):
                 raise shortage(error, "a compiled step", self.backend) from error
+            if isinstance(error, IndexError) and not isinstance(error, IndexRangeError):
+                raise explained(self, error) from error
             raise
         return self.results()
 
