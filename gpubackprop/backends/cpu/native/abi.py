@@ -72,7 +72,12 @@ class Kernel:
     def address(self) -> int:
         """Where the machine code begins."""
         if self._made is None:
-            self._made = numba.cfunc(SIGNATURE, **self.options)(self.function)
+            try:
+                self._made = numba.cfunc(SIGNATURE, **self.options)(self.function)
+            except OSError:  # the disk of the cache is full: made for this process alone
+                self._made = numba.cfunc(SIGNATURE, **self.options | {"cache": False})(
+                    self.function
+                )
             if not self._made.cache_hits:
                 Kernel.compiled += 1
         return self._made.address

@@ -265,16 +265,35 @@ def folder() -> Path:
 def _kernel(text: str) -> Kernel:
     name = "gpubackprop_loop_" + hashlib.sha256(text.encode()).hexdigest()[:20]
     path = folder() / f"{name}.py"
-    if not path.exists():
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
+    try:
+        if not path.exists():
+            _write(path, text)
+    except OSError:  # the disk is full: the loop serves this process alone
+        found: dict[str, Any] = {"__name__": name}
+        exec(compile(text, name, "exec"), found)
+        return _named(name, found["chain"], abi.EXACT | {"cache": False})
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where the machine code that was kept looks for its globals
     spec.loader.exec_module(module)
-    made = Kernel(module.chain, abi.EXACT)
+    return _named(name, module.chain, abi.EXACT)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that another process may be writing too."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _named(name: str, function: Callable[..., None], options: dict[str, Any]) -> Kernel:
+    made = Kernel(function, options)
     made.name = name
     return made

@@ -96,6 +96,16 @@ class Site:
         return made
 
 
+def spacing(shape: tuple[int, ...], strides: tuple[int, ...], alone: int) -> int | None:
+    """Bytes from one element to the next, over axes that lie one after the other; None where they
+    do not, `alone` where there is but one element."""
+    axes = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
+    for (_, outer), (n, s) in zip(axes, axes[1:], strict=False):
+        if outer != n * s:
+            return None
+    return axes[-1][1] if axes else alone
+
+
 def fit(*arrays: np.ndarray, dtype: Any = np.float32) -> bool:
     """Whether all are C-contiguous arrays of one dtype."""
     return all(a.dtype == dtype and a.flags.c_contiguous for a in arrays)

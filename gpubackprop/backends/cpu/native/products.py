@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from gpubackprop.backends.cpu.native.blocked import (
 from gpubackprop.backends.cpu.native.chains import add_columns
 from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
-from gpubackprop.backends.cpu.native.lowering import Site, lowers
+from gpubackprop.backends.cpu.native.lowering import Site, lowers, spacing
 
 SERIAL = 150_000
 """Multiply-adds of a product that is left to one thread."""
@@ -195,15 +196,11 @@ def rows_of(x: np.ndarray) -> np.ndarray | None:
     after the other."""
     if x.ndim == 2:
         return x
-    lead = [(n, s) for n, s in zip(x.shape[:-1], x.strides[:-1], strict=True) if n != 1]
-    for (_, outer), (n, s) in zip(lead, lead[1:], strict=False):
-        if outer != n * s:
-            return None
-    rows = 1
-    for n in x.shape[:-1]:
-        rows *= n
-    step = lead[-1][1] if lead else x.shape[-1] * x.itemsize
-    return np.lib.stride_tricks.as_strided(x, (rows, x.shape[-1]), (step, x.strides[-1]))
+    step = spacing(x.shape[:-1], x.strides[:-1], x.shape[-1] * x.itemsize)
+    if step is None:
+        return None
+    shape = math.prod(x.shape[:-1]), x.shape[-1]
+    return np.lib.stride_tricks.as_strided(x, shape, (step, x.strides[-1]))
 
 
 def in_rows(site: Site, x: np.ndarray) -> tuple[list[Instruction], np.ndarray | None]:

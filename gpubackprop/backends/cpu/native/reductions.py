@@ -14,7 +14,7 @@ from gpubackprop.backends.cpu.native.abi import floats, kernel, share
 from gpubackprop.backends.cpu.native.chains import add_columns, lower_chain
 from gpubackprop.backends.cpu.native.copies import copy_all, copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
-from gpubackprop.backends.cpu.native.lowering import Site, lowers
+from gpubackprop.backends.cpu.native.lowering import Lower, Site, lowers
 
 COPY = (Step("copy", (Operand("input", 0),)),)
 NEGATED = (Step("negative", (Operand("input", 0),)),)
@@ -158,18 +158,6 @@ def _sum_columns(
     return made
 
 
-@lowers("sum")
-def lower_sum(
-    site: Site,
-    outs: tuple[np.ndarray, ...],
-    x: np.ndarray,
-    axis: Any = None,
-    keepdims: bool = False,
-) -> list[Instruction] | None:
-    """Sums over any axes."""
-    return _reduce(site, outs[0], x, axis)
-
-
 @lowers("sum_to")
 def lower_sum_to(
     site: Site, outs: tuple[np.ndarray, ...], x: np.ndarray, shape: tuple[int, ...]
@@ -182,46 +170,31 @@ def lower_sum_to(
     return _reduce(site, outs[0], x, axes) if axes else copy_all(outs[0], x.reshape(outs[0].shape))
 
 
-@lowers("mean")
-def lower_mean(
-    site: Site,
-    outs: tuple[np.ndarray, ...],
-    x: np.ndarray,
-    axis: Any = None,
-    keepdims: bool = False,
-) -> list[Instruction] | None:
-    """Sums, then divided."""
-    count = math.prod(x.shape[i] for i in normalize_axes(axis, x.ndim))
-    total = _reduce(site, outs[0], x, axis)
-    if total is None:
-        return None
-    divided = _afterwards(site, outs[0], "divide", count)
-    return None if divided is None else [*total, *divided]
+def _reduction(op: str, mean: bool = False, negated: bool = False) -> Lower:
+    """The lowering of a reduction over any axes: divided by how many elements each result is made
+    of, or of the negated elements, negated back."""
+
+    def lower(
+        site: Site,
+        outs: tuple[np.ndarray, ...],
+        x: np.ndarray,
+        axis: Any = None,
+        keepdims: bool = False,
+    ) -> list[Instruction] | None:
+        made = _reduce(site, outs[0], x, axis, op, negated)
+        if made is None or not (mean or negated):
+            return made
+        if mean:
+            count = math.prod(x.shape[i] for i in normalize_axes(axis, x.ndim))
+            last = _afterwards(site, outs[0], "divide", count)
+        else:
+            last = _afterwards(site, outs[0], "negative")
+        return None if last is None else [*made, *last]
+
+    return lower
 
 
-@lowers("max")
-def lower_max(
-    site: Site,
-    outs: tuple[np.ndarray, ...],
-    x: np.ndarray,
-    axis: Any = None,
-    keepdims: bool = False,
-) -> list[Instruction] | None:
-    """The largest elements over any axes."""
-    return _reduce(site, outs[0], x, axis, "max")
-
-
-@lowers("min")
-def lower_min(
-    site: Site,
-    outs: tuple[np.ndarray, ...],
-    x: np.ndarray,
-    axis: Any = None,
-    keepdims: bool = False,
-) -> list[Instruction] | None:
-    """The largest of the negated elements, negated."""
-    top = _reduce(site, outs[0], x, axis, "max", sign=True)
-    if top is None:
-        return None
-    back = _afterwards(site, outs[0], "negative")
-    return None if back is None else [*top, *back]
+lowers("sum")(_reduction("sum"))
+lowers("mean")(_reduction("sum", mean=True))
+lowers("max")(_reduction("max"))
+lowers("min")(_reduction("max", negated=True))

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpubackprop.backends.cpu.native import row_kernels as kernels
 from gpubackprop.backends.cpu.native.engine import Instruction
-from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
+from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers, spacing
 from gpubackprop.backends.cpu.native.vectors import whole
 
 f32 = np.float32
@@ -32,12 +32,10 @@ def lines(x: np.ndarray, axes: int = 1) -> np.ndarray | None:
         if size != 1 and stride != step * n:
             return None
         n *= size
-    lead = [(m, s) for m, s in zip(x.shape[:-axes], x.strides[:-axes], strict=True) if m != 1]
-    for (_, outer), (m, s) in zip(lead, lead[1:], strict=False):
-        if outer != m * s:
-            return None
-    stride = lead[-1][1] if lead else step * n
-    return np.lib.stride_tricks.as_strided(x, (x.size // n, n), (stride, step))
+    apart = spacing(x.shape[:-axes], x.strides[:-axes], step * n)
+    if apart is None:
+        return None
+    return np.lib.stride_tricks.as_strided(x, (x.size // n, n), (apart, step))
 
 
 def _own(site: Site, n: int, rows: int = 1) -> np.ndarray:
