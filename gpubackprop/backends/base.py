@@ -23,7 +23,7 @@ from gpubackprop.backends.attention import AttentionKernels
 from gpubackprop.backends.chains.chain import Chain
 from gpubackprop.backends.convolution import ConvolutionKernels
 from gpubackprop.backends.images import ImageKernels
-from gpubackprop.backends.launching import Calls, Launchable, Numbers, Staging
+from gpubackprop.backends.launching import Arriving, Calls, Here, Launchable, Numbers, Staging
 from gpubackprop.backends.memory import HostMemory, MemoryMeter, MemoryState, host_memory
 from gpubackprop.backends.norms import NormKernels
 from gpubackprop.backends.offers import offered, settled
@@ -51,6 +51,8 @@ class Backend(
     has_tf32 : whether products of float32 arrays can be made in TF32.
     adds_products : whether ``addmm`` and ``wide_matmul`` are one kernel each: products are added,
         and those of halves made float32, before they are anywhere in memory.
+    run_ahead : how many steps of a training the host may ask for before it hears what came of the
+        first of them; 0 where it does the work itself.
     precision : ``"float32"`` or ``"tf32"``, as it holds now for the thread that asks.
     """
 
@@ -60,6 +62,7 @@ class Backend(
     array_type: type
     has_tf32: bool = False
     adds_products: bool = False
+    run_ahead: int = 0
     precision = ProductPrecision()
 
     def synchronize(self) -> None:
@@ -211,11 +214,16 @@ class Backend(
         """Copies to the device beside its work; None where nothing has to be copied."""
         return None
 
-    def fetch(self, x: Array) -> Callable[[], np.ndarray]:
+    def fetch(self, x: Array) -> Arriving:
         """Begin to bring `x` to the host; the result waits for the numbers, and for nothing that
-        was asked for later."""
-        found = self.to_numpy(x)
-        return lambda: found
+        was asked for later.
+
+        Parameters
+        ----------
+        x : without gaps. Nothing that is asked for later may write to it before the numbers are
+            there: a device copies it beside its other work. It is kept alive for so long.
+        """
+        return Here(self.to_numpy(x))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.device}>"

@@ -69,6 +69,37 @@ class Numbers(Protocol):
         """Give all of them new values, by one copy that the host does not wait for."""
 
 
+class Arriving(Protocol):
+    """An array on its way to the host: call it for the numbers, which it waits for.
+
+    Attributes
+    ----------
+    done : whether they are there. Asking does not wait.
+    """
+
+    @property
+    def done(self) -> bool: ...
+
+    def __call__(self) -> np.ndarray: ...
+
+
+class Here:
+    """Numbers that are on the host already.
+
+    Parameters
+    ----------
+    values : the numbers.
+    """
+
+    done = True
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def __call__(self) -> np.ndarray:
+        return self._values
+
+
 class Staging(Protocol):
     """Arrays on their way from the host to the device, beside its work.
 

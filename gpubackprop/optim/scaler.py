@@ -145,8 +145,11 @@ class GradScaler:
         self.take_step(optimizer, max_norm)
         self.backend.copyto(found, self.backend.logical_or(earlier, found))
 
-    def take_step(self, optimizer: Optimizer, max_norm: float | None = None) -> None:
-        """:meth:`step` by what the last :meth:`look` found."""
+    def take_step(
+        self, optimizer: Optimizer, max_norm: float | None = None, hold: Array | None = None
+    ) -> None:
+        """:meth:`step` by what the last :meth:`look` found; where `hold` (0-d bool, of the device)
+        is true, the step is skipped in any case."""
         kernels = self.backend
         factor: Any = None if id(optimizer) in self._unscaled else self._inverse()
         if max_norm is not None:
@@ -157,11 +160,14 @@ class GradScaler:
             factor = clip if factor is None else kernels.multiply(factor, clip)
         if factor is not None:
             factor = kernels.asarray(kernels.astype(kernels.asarray(factor), SCALE))
-        optimizer.step(scale=factor, skip=self._found)
+        skip = self._found if hold is None else kernels.logical_or(self._found, hold)
+        optimizer.step(scale=factor, skip=skip)
 
-    def update(self) -> None:
-        """Find the next step's scale; after :meth:`step` of every optimizer."""
+    def update(self, hold: Array | None = None) -> None:
+        """Find the next step's scale; after :meth:`step` of every optimizer. Where `hold` (0-d
+        bool, of the device) is true, scale and counts stay as they are."""
         kernels, found = self.backend, self._found
+        before = None if hold is None else [kernels.copy(a) for a in self._counted()]
         grown = kernels.add(self._growth, 1)
         due = kernels.equal(grown, self.growth_interval)
         larger = kernels.multiply(self._scale, self.growth_factor)
@@ -173,8 +179,13 @@ class GradScaler:
         kernels.add(self._skipped, kernels.astype(found, COUNT), out=self._skipped)
         kernels.copyto(self._scale, kernels.where(found, smaller, larger))
         kernels.copyto(self._growth, kernels.multiply(grown, kernels.astype(goes_on, COUNT)))
+        for array, value in zip(self._counted(), before or (), strict=False):
+            kernels.copyto(array, kernels.where(hold, value, array))
         kernels.copyto(found, self._nothing)
         self._unscaled.clear()
+
+    def _counted(self) -> tuple[Array, Array, Array]:
+        return self._scale, self._growth, self._skipped
 
     def _inverse(self) -> Array:
         return self.backend.reciprocal(self._scale)
@@ -247,7 +258,7 @@ class GradScaler:
     def snapshot(self) -> Callable[[], None]:
         """Keep the state in memory; the result puts it back."""
         kernels = self.backend
-        arrays = (self._scale, self._growth, self._skipped, self._found, self._norm)
+        arrays = (*self._counted(), self._found, self._norm)
         kept = [(a, kernels.copy(a)) for a in arrays]
         unscaled = set(self._unscaled)
 

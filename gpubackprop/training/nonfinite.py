@@ -64,6 +64,7 @@ def find(
     str
         A sentence without a full stop.
     """
+    model.load_random_state(random)
     for number, x in enumerate(batch):
         if trouble := _trouble(x.backend, [x.array]):
             what = "the targets" if number == len(batch) - 1 else f"input {number}"
@@ -75,7 +76,6 @@ def find(
     before = STATE.observer
     STATE.observer = finder
     optimizer.zero_grad()
-    model.load_random_state(random)
     try:
         run()
     except _Found as found:

@@ -1,6 +1,13 @@
-"""The precision of a run: how its products are computed, and the scale of its loss.
+"""The precision of a run: how its products are computed, the scale of its loss, and what becomes of
+a step that is not finite.
 
 Only float16 needs a scale: bfloat16 has the range of float32.
+
+Where the device does its work while the host goes on (``Backend.run_ahead``), the host hears too
+late of a step that is not finite to keep its update back. There the device decides: it looks at the
+cost and the gradients itself, and from the first such step on a flag holds back every update until
+the host has heard of it. Parameters, state, counts of steps and the scale are then those of before
+that step, however many steps were asked for after it.
 """
 
 from __future__ import annotations
@@ -36,6 +43,11 @@ class Numerics:
     optimizer : holds the parameters and their gradients.
     scaler : the scale of the loss under ``"fp16-mixed"``; a new one by default.
 
+    Attributes
+    ----------
+    ahead : how many steps may be asked for before the first of them is heard of.
+    held : whether updates are held back: 0-d bool, of the device. None where `ahead` is 0.
+
     Raises
     ------
     ConfigError
@@ -61,6 +73,12 @@ class Numerics:
         self.scaler = scaler
         if name == SCALED:
             self.scaler = scaler or GradScaler(self.backend)
+        sections = optimizer.arena.sections
+        self.ahead = self.backend.run_ahead * all(s.backend is self.backend for s in sections)
+        self.held: Array | None = None
+        if self.ahead:
+            self.held = self.backend.zeros((), np.dtype(bool))
+        if self.ahead or self.scaler is not None:
             optimizer.count_on_device()  # before anything is recorded
 
     # Of a step.
@@ -77,18 +95,36 @@ class Numerics:
             loss.backward(np.full(loss.shape, share))
         return loss.array if share == 1.0 else self.backend.multiply(loss.array, share)
 
-    def look(self) -> list[Array]:
-        """What tells whether the gradients are finite, on the device: arrays of one element."""
+    def look(self, cost: Array) -> list[Array]:
+        """What tells whether the cost and the gradients are finite, on the device: arrays of one
+        element."""
         kernels = self.backend
-        if self.scaler is None:
+        if self.held is not None:
+            wrong = kernels.logical_or(self.held, self._wrong(cost))
+            kernels.copyto(self.held, wrong)
+            found = [kernels.astype(wrong, cost.dtype)]
+        elif self.scaler is None:
             found = [kernels.matmul(g, g) for g in self.optimizer.arena.grads]
         else:
             wrong, _ = self.scaler.look(self.optimizer)
             found = [kernels.astype(wrong, np.dtype(np.float32)), self.scaler.scale_array]
         return [kernels.reshape(x, (1,)) for x in found]
 
+    def _wrong(self, cost: Array) -> Array:
+        """Whether a step ends the run, as :meth:`finite` decides: 0-d bool, of the device."""
+        kernels = self.backend
+        if self.scaler is not None:
+            wrong, _ = self.scaler.look(self.optimizer)
+            return kernels.logical_and(wrong, kernels.less_equal(self.scaler.scale_array, LEAST))
+        wrong = kernels.logical_not(kernels.all(kernels.isfinite(cost)))
+        for grads in self.optimizer.arena.grads:
+            wrong = kernels.logical_or(wrong, kernels.square_norm(grads)[1])
+        return wrong
+
     def finite(self, cost: float, seen: Sequence[float]) -> bool:
         """Whether the run can go on, by the cost and the numbers of :meth:`look`."""
+        if self.held is not None:
+            return not seen[0]
         if self.scaler is not None:  # a step that is not finite is skipped, and the scale halved
             wrong, scale = seen
             return not wrong or scale > LEAST
@@ -104,7 +140,7 @@ class Numerics:
                 clip_grad_value_(self.optimizer, clip_value)
             if clip_norm is not None:
                 clip_grad_norm_(self.optimizer, clip_norm)
-            self.optimizer.step()
+            self.optimizer.step(skip=self.held)
             return
         if clip_value is not None:  # the norm is that of what is left
             self.scaler.unscale_(self.optimizer)
@@ -112,8 +148,13 @@ class Numerics:
             if clip_norm is not None:
                 clip_grad_norm_(self.optimizer, clip_norm)
             clip_norm = None
-        self.scaler.take_step(self.optimizer, clip_norm)
-        self.scaler.update()
+        self.scaler.take_step(self.optimizer, clip_norm, self.held)
+        self.scaler.update(self.held)
+
+    def go_on(self) -> None:
+        """Hold no update back any more."""
+        if self.held is not None:
+            self.backend.copyto(self.held, self.backend.zeros((), np.dtype(bool)))
 
     def snapshot(self) -> Callable[[], None]:
         """Keep in memory what :meth:`update` changes; the result puts it back."""

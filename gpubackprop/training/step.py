@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.backends.launching import Arriving
 from gpubackprop.errors import ConfigError
 from gpubackprop.nn import Module, Parameter
 from gpubackprop.optim import Optimizer
@@ -86,38 +87,47 @@ class Step:
         random sequences."""
         buffers = [(b, b.backend.copy(b.array)) for b in self.model.buffers()]
         places = [(g, g.state()) for g in self.model.generators()]
+        held = None if self.numerics.held is None else self.backend.copy(self.numerics.held)
 
         def restore() -> None:
             for b, copy in buffers:
                 b.backend.copyto(b.array, copy)
+            if held is not None:
+                self.backend.copyto(self.numerics.held, held)
             for g, place in places:
                 g.restore(place)
 
         return restore
 
-    def gradients(self, batch: Batch) -> tuple[float, bool]:
-        """Put the gradient of a batch into the arena.
+    def gradients(self, batch: Batch) -> Arriving:
+        """Put the gradient of a batch into the arena; the result goes to :meth:`verdict`."""
+        with self.numerics.within:
+            looked_at = self._numbers(*self._feed.tensors(batch))
+        return self.backend.fetch(looked_at.array)
+
+    def look_ahead(self) -> None:
+        """Prepare the next batch of the feed: for when the device has been given its work."""
+        self._feed.look_ahead()
+
+    def verdict(self, arriving: Arriving) -> tuple[float, bool]:
+        """What came of a batch; waits for it.
 
         Returns
         -------
         cost, finite : the mean cost, and whether it and every gradient are finite (or the step is
             one that is skipped).
         """
-        with self.numerics.within:
-            looked_at = self._numbers(*self._feed.tensors(batch))
-        arrived = self.backend.fetch(looked_at.array)
-        self._feed.look_ahead()  # the device has its work: the time to prepare the next
-        cost, *seen = arrived().tolist()
+        cost, *seen = arriving().tolist()
         return cost, self.numerics.finite(cost, seen)
 
     def _looked_at(self, *batch: Tensor) -> Tensor:
         """The cost of a batch and what tells whether its gradients are finite, so that they are
         read from the device at once."""
         kernels = self.backend
-        parts = [kernels.reshape(self.run(batch), (1,))]
+        cost = kernels.reshape(self.run(batch), (1,))
         if self._loose:
             self.optimizer.arena.gather()
-        return Tensor(kernels.concatenate([*parts, *self.numerics.look()]), kernels)
+        return Tensor(kernels.concatenate([cost, *self.numerics.look(cost)]), kernels)
 
     def update(self, clip_value: float | None, clip_norm: float | None) -> None:
         """Clip the gradients and update the parameters."""

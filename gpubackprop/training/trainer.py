@@ -20,8 +20,9 @@ from gpubackprop.nn import Module
 from gpubackprop.optim import GradScaler, Optimizer, Scheduler
 from gpubackprop.optim.schedules import Schedule
 from gpubackprop.training import nonfinite, room
+from gpubackprop.training.ahead import Updates
 from gpubackprop.training.checkpoint import CheckpointFolder
-from gpubackprop.training.evaluation import Batch, evaluate, tensors
+from gpubackprop.training.evaluation import Batch, evaluate
 from gpubackprop.training.files import append, write_atomic
 from gpubackprop.training.interrupt import Guard, Interrupted
 from gpubackprop.training.numerics import Numerics
@@ -133,7 +134,7 @@ class Trainer:
         self._latest: dict[str, np.ndarray[Any, Any]] | None = None
         self._resumed = False
         self._guard = Guard()
-        self._generators = [g for _, g in model.named_generators()]
+        self._updates = Updates(self._step, self.run, self.scheduler)
         self._mark = 0.0
 
     # Checkpoints.
@@ -172,7 +173,7 @@ class Trainer:
                 f"{self.folder.manifest}: it stands at batch {self.run.batch} of an epoch of "
                 f"{len(self.loader)}"
             )
-        self._generators = [g for _, g in self.model.named_generators()]
+        self._updates.look_at_model()
         self._resumed = True
         return True
 
@@ -272,22 +273,19 @@ class Trainer:
     def _epoch(self, epochs: int) -> None:
         run, steps, every = self.run, len(self.loader), self.checkpoint_steps
         self.progress.begin(run.epoch + 1, epochs, steps, run.batch)
-        with np.errstate(all="ignore"):  # what is not finite is looked for, and named
+        updates = self._updates
+        # What is not finite is looked for, and named.
+        with np.errstate(all="ignore"), updates.all_heard(self._book):
             for batch in self._step.feed(self.loader.batches(run.epoch, run.batch)):
-                value = self.update(batch)
-                n = len(batch[-1])
-                run.batch += 1
-                run.samples += n
-                if math.isfinite(value):  # a step that was skipped may have had no cost
-                    run.epoch_samples += n
-                    run.epoch_loss += value * n
-                self.progress.batch(value)
-                if self._guard.signum:
+                updates.ask(batch, self.clip_value, self.clip_norm)
+                self._hear(updates.ahead)
+                due = every is not None and (run.step + len(updates)) % every == 0
+                if due or self._guard.signum:
+                    self._hear()
                     self._tick(training=True)
-                    self._interrupt()
-                if every is not None and run.step % every == 0:
-                    self._tick(training=True)
+                    self._poll()
                     self.save()
+            self._hear()
         self._tick(training=True)
         figures = self._figures()
         if self.stopping is not None:
@@ -307,46 +305,37 @@ class Trainer:
         if self._guard.signum and run.epoch < epochs and not run.stopped:
             raise Interrupted(self._guard.signum, self._path, run.step)
 
+    def _hear(self, most: int = 0) -> None:
+        """Book the steps that are done; wait until no more than `most` are under way."""
+        for value, samples in self._updates.heard(most):
+            self._book(value, samples)
+
+    def _book(self, value: float, samples: int) -> None:
+        """Count a step of so many samples with this cost."""
+        run = self.run
+        run.batch += 1
+        run.samples += samples
+        if math.isfinite(value):  # a step that was skipped may have had no cost
+            run.epoch_samples += samples
+            run.epoch_loss += value * samples
+        self.progress.batch(value)
+
     def update(self, batch: Batch) -> float:
-        """One step: forward, backward, update. Returns the cost.
+        """One step: forward, backward, update. Returns the cost, for which it waits.
 
         Raises
         ------
         NonFiniteError
             See :meth:`fit`.
         """
-        places = [g.state() for g in self._generators]
-        value, finite = self._step.gradients(batch)
-        if not finite:
-            raise self._explained(batch, places)
-        if self.scheduler is not None:
-            self.scheduler.set_step(self.run.step)
-        self._step.update(self.clip_value, self.clip_norm)
-        self.run.step += 1
+        self._updates.ask(batch, self.clip_value, self.clip_norm)
+        ((value, _),) = self._updates.heard()
         return value
 
     def _cost(self, outputs: Any, target: Tensor) -> Tensor:
         """The loss that is set now: it may be exchanged between two epochs."""
         live.constant(lambda: self.loss)
         return self.loss(outputs, target)
-
-    def _explained(self, batch: Batch, places: list[tuple[int, int, int]]) -> NonFiniteError:
-        """The error for a batch whose cost or gradient is not finite."""
-        paths = [path for path, _ in self.model.named_generators()]
-        before = {path: list(place) for path, place in zip(paths, places, strict=True)}
-        words = nonfinite.find(
-            self.model,
-            self.optimizer,
-            tensors(batch, self.backend),
-            before,
-            lambda: self._step.run(batch),
-        )
-        self._generators = [g for _, g in self.model.named_generators()]
-        run = self.run
-        return NonFiniteError(
-            f"step {run.step + 1} (epoch {run.epoch + 1}, batch {run.batch + 1}): {words}; the "
-            f"weights are those of before this step; {self.numerics.hint} may help"
-        )
 
     def _figures(self) -> dict[str, Any]:
         """The figures of the epoch that has just been trained."""

@@ -10,6 +10,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop import interop, nn, optim
+from gpubackprop.backends.launching import Here
 from gpubackprop.data import ArrayDataset, DataLoader
 from gpubackprop.inspect import memory
 from gpubackprop.nn import functional as F  # noqa: N812
@@ -25,7 +26,7 @@ def no_streams(monkeypatch):
     """This fake of CuPy has none, so nothing is copied beside the work
     (``tests/training/test_feeding.py`` has them)."""
     monkeypatch.setattr(fakes.BACKEND, "staging", lambda: None)
-    monkeypatch.setattr(fakes.BACKEND, "fetch", lambda x: lambda: fakes.BACKEND.to_numpy(x))
+    monkeypatch.setattr(fakes.BACKEND, "fetch", lambda x: Here(fakes.BACKEND.to_numpy(x)))
 
 
 class Network(nn.Module):

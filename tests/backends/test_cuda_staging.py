@@ -140,8 +140,37 @@ def test_numbers_arrive_as_they_were_when_they_were_asked_for() -> None:
         waiting.append((i, backend.fetch(y), y))
     assert not cupy.waits
     for i, wait, _ in waiting:
+        assert not wait.done
         np.testing.assert_array_equal(wait(), np.full(3, i, np.float32))
+        assert wait.done
     assert cupy.waits == ["an event"] * 4
+
+
+def test_numbers_arrive_beside_the_work_and_after_what_makes_them() -> None:
+    backend, cupy = device()
+    x = backend.zeros((3,), np.float32)
+    backend.fetch(x)()  # makes the stream
+    cupy.log.clear()
+    cupy.main.late = True  # the work is as far behind as it may be
+    cupy.main.do(lambda: x.on_host.fill(5.0))
+    wait = backend.fetch(x)
+    later: list[int] = []
+    cupy.main.do(lambda: later.append(1))
+    side = cupy.streams[-1].name
+    assert cupy.log == [("wait", side), ("to the host", side)]
+    np.testing.assert_array_equal(wait(), np.full(3, 5.0, np.float32))
+    assert not later  # nothing that was asked for later was waited for
+
+
+def test_the_device_keeps_what_is_on_its_way() -> None:
+    backend, cupy = device()
+    wait = backend.fetch(backend.asarray(np.arange(3.0)))  # nobody else holds the array
+    gc.collect()
+    np.testing.assert_array_equal(wait(), np.arange(3.0))
+    del wait
+    backend.fetch(backend.asarray(np.ones(2)))
+    gc.collect()
+    cupy.streams[-1].run(len(cupy.streams[-1].tasks))  # raises where the memory is gone
 
 
 def test_numbers_that_nobody_reads_keep_their_memory_until_they_are_there() -> None:
@@ -149,8 +178,8 @@ def test_numbers_that_nobody_reads_keep_their_memory_until_they_are_there() -> N
     x = backend.asarray(np.arange(3.0))
     backend.fetch(x)
     gc.collect()
-    landing = cupy.physical[-1]
-    cupy.main.run(len(cupy.main.tasks))  # the copy is made after all
+    landing, side = cupy.physical[-1], cupy.streams[-1]
+    side.run(len(side.tasks))  # the copy is made after all
     np.testing.assert_array_equal(landing.view(np.float64)[:3], np.arange(3.0))
     wait = backend.fetch(x)  # and the next one lets the first go
     assert (landing == 0xAA).all()

@@ -12,13 +12,13 @@ import contextlib
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.cuda.arrays import DeviceArrays
-from gpubackprop.backends.cuda.staging import Arrivals, CudaStaging, pinned
+from gpubackprop.backends.cuda.staging import Arrival, Arrivals, CudaStaging, pinned
 from gpubackprop.backends.launching import Calls, Launchable, Numbers, Staging
 from gpubackprop.backends.memory import HOLDERS
 from gpubackprop.backends.primitives import Array
@@ -36,6 +36,9 @@ MOST_AT_ONCE = 8
 
 class CudaGraphs(DeviceArrays):
     """The part of the contract that ``launching.py`` describes."""
+
+    run_ahead = 4
+    """More would only be waited for elsewhere: two batches are on their way to the device."""
 
     index: int
     _gpu: Any
@@ -127,7 +130,7 @@ class CudaGraphs(DeviceArrays):
     def staging(self) -> Staging | None:
         return CudaStaging(self, self._gpu)
 
-    def fetch(self, x: Array) -> Callable[[], np.ndarray]:
+    def fetch(self, x: Array) -> Arrival:
         if self._arrivals is None:
             self._arrivals = Arrivals(self.xp, self._gpu)
         return self._arrivals.bring(x)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -157,8 +157,31 @@ def _strides(shape: Shape, dtype: np.dtype) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+class Arrival:
+    """An array that is being copied to the host.
+
+    Parameters
+    ----------
+    arrived : the event of its copy.
+    host : where it comes to lie, in pinned memory.
+    source : keeps the device's side alive.
+    """
+
+    def __init__(self, arrived: Any, host: np.ndarray, source: Array) -> None:
+        self._arrived, self._host, self._source = arrived, host, source
+
+    @property
+    def done(self) -> bool:
+        """Whether the numbers are there."""
+        return bool(self._arrived.done)
+
+    def __call__(self) -> np.ndarray:
+        self._arrived.synchronize()
+        return self._host
+
+
 class Arrivals:
-    """Arrays on their way to the host.
+    """Arrays on their way to the host, on a stream of their own: the work goes on meanwhile.
 
     Parameters
     ----------
@@ -168,23 +191,25 @@ class Arrivals:
 
     def __init__(self, cupy: Any, gpu: Any) -> None:
         self._cupy, self._gpu = cupy, gpu
-        # What nobody asks for stays here until its copy is done.
-        self._under_way: deque[tuple[Any, np.ndarray]] = deque()
+        with gpu:
+            self._side = cupy.cuda.Stream(non_blocking=True)
+        # What nobody asks for, and what has been asked for too early, stays here until its copy is
+        # done: its memory on either side would go to somebody else before.
+        self._under_way: deque[Arrival] = deque()
 
-    def bring(self, x: Array) -> Callable[[], np.ndarray]:
-        """Ask for a copy of `x` as the current stream leaves it; the result waits for it."""
+    def bring(self, x: Array) -> Arrival:
+        """Ask for a copy of `x` as the current stream leaves it. Until it is done nothing may write
+        to `x`."""
         with self._gpu:
-            while self._under_way and self._under_way[0][0].done:
+            while self._under_way and self._under_way[0].done:
                 self._under_way.popleft()
             host = pinned(self._cupy, x.shape, x.dtype)
+            made = self._cupy.cuda.Event(disable_timing=True)
             arrived = self._cupy.cuda.Event(disable_timing=True)
-            stream = self._cupy.cuda.get_current_stream()
-            x.get(stream=stream, out=host, blocking=False)
-            arrived.record(stream)
-        self._under_way.append((arrived, host))
-
-        def wait() -> np.ndarray:
-            arrived.synchronize()
-            return host
-
-        return wait
+            made.record(self._cupy.cuda.get_current_stream())
+            self._side.wait_event(made)
+            x.get(stream=self._side, out=host, blocking=False)
+            arrived.record(self._side)
+        found = Arrival(arrived, host, x)
+        self._under_way.append(found)
+        return found
