@@ -10,6 +10,7 @@ second call stood, if what it multiplies is still there by then.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def widened(calls: Sequence[Call], results: Sequence[Ref]) -> list[Call]:
             continue
         j = _product(i, call.args[0], ("matmul",), call.outs[0], calls, uses)
         if j is not None and calls[j].outs[0].dtype.itemsize == 2:
-            changed[i] = Call("wide_matmul", calls[j].args, {}, call.outs)
+            changed[i] = replace(calls[j], kernel="wide_matmul", outs=call.outs)
             gone.add(j)
     return [changed.get(i, c) for i, c in enumerate(calls) if i not in gone]
 
@@ -65,7 +66,8 @@ def accumulated(calls: Sequence[Call], results: Sequence[Ref]) -> list[Call]:
                 continue
             j = _product(i, product, ("matmul", "wide_matmul"), out, calls, uses)
             if j is not None and j not in gone and calls[j].outs[0].dtype == out.dtype:
-                changed[i] = Call("addmm", (total, *calls[j].args), {}, call.outs)
+                args = (total, *calls[j].args)
+                changed[i] = replace(calls[j], kernel="addmm", args=args, outs=call.outs)
                 gone.add(j)
                 break
     return [changed.get(i, c) for i, c in enumerate(calls) if i not in gone]

@@ -54,6 +54,8 @@ class _Matching:
             where = f"kernel call {i} ({y.kernel})"
             if x.kernel != y.kernel:
                 raise UnsettledError(f"{where}: the call before ran {x.kernel} there")
+            if x.precision != y.precision:
+                raise UnsettledError(f"{where}: the call before was in {x.precision}")
             self.trees(x.args, y.args, where, y)
             self.trees(x.kwargs, y.kwargs, where, y)
             self.trees(x.outs, y.outs, where, y)

@@ -19,6 +19,7 @@ from gpubackprop.backends import Backend
 from gpubackprop.backends.composites import HALVES
 from gpubackprop.backends.cpu.fused import HALF, ONE
 from gpubackprop.backends.live import LiveFloat, LiveInt
+from gpubackprop.backends.precision import STATE
 from gpubackprop.backends.primitives import Primitives
 from gpubackprop.compile.plan import Memory
 from gpubackprop.compile.trace import Call, replaced
@@ -38,6 +39,8 @@ class UnfusedError(Exception):
 def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | int]) -> Thunk | None:
     """What runs a call again; None where nothing is left to do.
 
+    A call that was made in a block of another precision than that around the step is so again.
+
     Parameters
     ----------
     numbers : the live numbers, as they are when the thunk runs.
@@ -47,6 +50,23 @@ def thunk(call: Call, memory: Memory, backend: Backend, numbers: list[float | in
     UnfusedError
         It is a chain that the backend has no kernel for.
     """
+    made = _thunk(call, memory, backend, numbers)
+    if made is None or not backend.has_tf32 or call.precision == backend.precision:
+        return made
+    return partial(_in_precision, call.precision, made)
+
+
+def _in_precision(name: str, run: Thunk) -> None:
+    before, STATE.products = STATE.products, name
+    try:
+        run()
+    finally:
+        STATE.products = before
+
+
+def _thunk(
+    call: Call, memory: Memory, backend: Backend, numbers: list[float | int]
+) -> Thunk | None:
     view = memory.view
     args = tuple(replaced(a, view) for a in call.args)
     kwargs = {k: replaced(a, view) for k, a in call.kwargs.items()}

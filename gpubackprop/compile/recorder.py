@@ -142,7 +142,7 @@ class Recorder:
         result = kernel(*args, **kwargs)
         if name == "to_numpy":
             return result
-        calls = self.recording.calls
+        calls, precision = self.recording.calls, self.backend.precision
         out = named.pop("out", None)
         if result is None:
             writes = tuple(
@@ -150,10 +150,10 @@ class Recorder:
                 for i in OVERWRITES.get(name, ())
                 if i < len(given) and given[i] is not None
             )
-            calls.append(Call(name, given, named, (), writes))
+            calls.append(Call(name, given, named, (), writes, precision))
             return None
         if out is not None:
-            calls.append(Call(name, given, named, (out,)))
+            calls.append(Call(name, given, named, (out,), precision=precision))
             return result
         many = isinstance(result, (tuple, list))
         # NumPy gives its scalars in the place of arrays without axes; they cannot be followed.
@@ -165,7 +165,7 @@ class Recorder:
                 fresh = True
         if fresh:
             outs = tuple(self.ref_of(r) for r in results if r is not None)
-            calls.append(Call(name, given, named, outs))
+            calls.append(Call(name, given, named, outs, precision=precision))
         return tuple(results) if many else results[0]
 
     def _array(self, value: Any) -> Any:

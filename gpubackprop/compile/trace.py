@@ -6,7 +6,7 @@ of different buffers never do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -124,6 +124,7 @@ class Call:
         that is read anew at each replay. An ``out=`` argument is not among them.
     outs : what it makes or fills, in order; for ``out=`` the array that was given.
     writes : arguments that it overwrites (``copyto``, the updates).
+    precision : of products of float32 arrays, as it was when the call was made.
     """
 
     kernel: str
@@ -131,7 +132,7 @@ class Call:
     kwargs: dict[str, Any]
     outs: tuple[Ref, ...]
     writes: tuple[Ref, ...] = ()
-    note: str = field(default="")
+    precision: str = "float32"
 
     @property
     def reads(self) -> list[Ref]:

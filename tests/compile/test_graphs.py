@@ -457,6 +457,27 @@ def test_within_another_capture_a_step_is_launched_call_by_call() -> None:
     assert "another stream is being captured (RuntimeError: cuda" in str(backend.capture([]))
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_product_has_the_precision_of_its_block_again(graph: bool) -> None:
+    backend, _ = device()
+    weight = gb.tensor(np.full((6, 6), 1.0 + 2.0**-12, np.float32), device=backend)
+    plain = 6 * (1.0 + 2.0**-12)
+
+    def work(x: Any) -> Any:
+        with gb.precision("tf32"):  # rounds to 10 bits
+            y = x @ weight
+        return y, x @ weight
+
+    run = gb.compile(work, graph=graph)
+    for _ in range(7):
+        rounded, exact = run(gb.tensor(np.ones((2, 6), np.float32), device=backend))
+        np.testing.assert_array_equal(rounded.numpy(), np.float32(6.0))
+        np.testing.assert_allclose(exact.numpy(), plain, rtol=1e-7)
+    with gb.precision("tf32"):
+        _, outer = run(gb.tensor(np.ones((2, 6), np.float32), device=backend))
+        np.testing.assert_array_equal(outer.numpy(), np.float32(6.0))
+
+
 def test_graph_true_is_an_error_where_it_cannot_be() -> None:
     training = Training(lt=False).compile(graph=True)
     with pytest.raises(
