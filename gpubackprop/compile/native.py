@@ -145,13 +145,15 @@ def assemble(replay: Replay) -> list[Callable[[], None]]:
 
 
 def ready(kernels: Sequence[Kernel]) -> None:
-    """Compile what is not in the cache. The first time takes seconds, so it is shown."""
+    """Compile what is not in the cache. The first time takes seconds, so it is shown where somebody
+    is looking: in a file a bar would stand before the next line, an error's too."""
     for made in tqdm(
         [k for k in dict.fromkeys(kernels) if not k.loaded],
         desc="compiling kernels (kept for later runs)",
         unit="kernel",
         leave=False,
         delay=0.7,
+        disable=None,
         file=sys.stderr,
     ):
         _ = made.address

@@ -1,6 +1,10 @@
 """Machine code that is older than the source it was made from."""
 
 import os
+import subprocess
+import sys
+
+import pytest
 
 from gpubackprop.backends.cpu.native.cache import forget_stale
 
@@ -36,3 +40,35 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     assert not forget_stale(tmp_path)
+
+
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))  # every write beyond fails: a full disk
+import numpy as np
+import gpubackprop as gb
+double = gb.compile(lambda x: gb.tanh(x) * 2.0 + x, fast=True)
+x = np.linspace(-1.0, 1.0, 50, dtype=np.float32)
+for _ in range(4):
+    y = double(gb.tensor(x)).numpy()
+np.testing.assert_allclose(y, np.tanh(x) * 2 + x, rtol=1e-5)
+print("1 run natively" in double.explain(), double.explain().count("loops"))
+"""
+
+
+def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path):
+    pytest.importorskip("numba")
+    pytest.importorskip("resource")
+    places = {"GPUBACKPROP_CACHE": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-B", "-c", FULL],
+        env={**os.environ, **places},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["True", "1"]
+    assert found.stderr == ""  # no bar where nobody is looking
+    whole = [f for f in tmp_path.rglob("*") if f.suffix in (".nbc", ".py", ".tmp")]
+    assert not whole

@@ -31,9 +31,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpubackprop.backends.cpu.native.cache import forget_stale
+from gpubackprop.backends.cpu.native.cache import forget_stale, keep_where_there_is_room
 
 forget_stale(Path(__file__).parent)  # before any kernel is looked for
+keep_where_there_is_room()
 
 # LLVM leaves a loop over more than a few arrays scalar where it cannot prove them apart: it would
 # have to compare too many addresses first. For rows of thousands of elements that is nothing.
@@ -72,12 +73,7 @@ class Kernel:
     def address(self) -> int:
         """Where the machine code begins."""
         if self._made is None:
-            try:
-                self._made = numba.cfunc(SIGNATURE, **self.options)(self.function)
-            except OSError:  # the disk of the cache is full: made for this process alone
-                self._made = numba.cfunc(SIGNATURE, **self.options | {"cache": False})(
-                    self.function
-                )
+            self._made = numba.cfunc(SIGNATURE, **self.options)(self.function)
             if not self._made.cache_hits:
                 Kernel.compiled += 1
         return self._made.address

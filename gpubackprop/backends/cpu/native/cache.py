@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from pathlib import Path
+from typing import Any
 
 _MARK = "native-{}.stamp"
 
@@ -43,3 +44,24 @@ def forget_stale(folder: Path) -> bool:
         mark.touch()
         return True
     return False
+
+
+def keep_where_there_is_room() -> None:
+    """Let what this package compiles serve the process alone where it cannot be kept: a full disk
+    would end the training otherwise. Numba raises the system's error then, and has no option."""
+    from numba.core import caching
+
+    keep = caching.Cache.save_overload
+    if getattr(keep, "where_there_is_room", False):
+        return
+
+    def save_overload(self: Any, sig: Any, data: Any) -> None:
+        name = getattr(getattr(self, "_py_func", None), "__module__", None) or ""
+        try:
+            keep(self, sig, data)
+        except OSError:
+            if not name.startswith("gpubackprop"):
+                raise
+
+    save_overload.where_there_is_room = True  # type: ignore[attr-defined]
+    caching.Cache.save_overload = save_overload

@@ -6,6 +6,7 @@ named by its contents, so it is written once; Numba keeps the machine code besid
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpubackprop.backends.caches import cache_folder
 from gpubackprop.backends.chains.expressions import BOOL, Node
