@@ -51,7 +51,8 @@ def keep_where_there_is_room() -> None:
     would end the training otherwise. Numba raises the system's error then, and has no option."""
     from numba.core import caching
 
-    keep = caching.Cache.save_overload
+    cache: Any = caching.Cache
+    keep = cache.save_overload
     if getattr(keep, "where_there_is_room", False):
         return
 
@@ -64,4 +65,4 @@ def keep_where_there_is_room() -> None:
                 raise
 
     save_overload.where_there_is_room = True  # type: ignore[attr-defined]
-    caching.Cache.save_overload = save_overload
+    cache.save_overload = save_overload
