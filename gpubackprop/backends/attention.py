@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,18 @@ TILE = 2**20
 """Weights that are held at once: 4 MiB in float32."""
 _WORDS = 4  # random words of a Philox block
 _OFFSETS = 2**64 - 1
+
+
+class Options(NamedTuple):
+    """The arguments of the kernels of attention behind the arrays, as the contract lists them."""
+
+    causal: bool = False
+    past: int = 0
+    scale: float = 1.0
+    p: float = 0.0
+    seed: int = 0
+    stream: int = 0
+    offset: int = 0
 
 
 def query_blocks(queries: int, per_row: int) -> Iterator[tuple[int, int]]:
@@ -81,10 +93,11 @@ class AttentionKernels(Composites):
         lse : (B, H, Tq) logarithm of the sum of the exponentials of each row of scores, at least in
             float32; +infinity for a query that may attend to nothing.
         """
+        options = Options(causal, past, scale, p, seed, stream, offset)
         given = (q, k, v, mask)
         if any(map(is_half, given)):
             q, k, v, mask = self._attention_wide(given)
-            y, lse = self.attention(q, k, v, mask, causal, past, scale, p, seed, stream, offset)
+            y, lse = self.attention(q, k, v, mask, *options)
             return self.astype(y, _joint(given)), lse
         (b, h, tq, _), (tk, dv) = q.shape, v.shape[-2:]
         if not tk:
@@ -92,7 +105,7 @@ class AttentionKernels(Composites):
             return y, self.full((b, h, tq), math.inf, _joint((q, k, mask)))
         ys, sums = [], []
         for rows in query_blocks(tq, b * h * tk):
-            s = self._attention_scores(q, k, mask, causal, past, scale, rows)
+            s = self._attention_scores(q, k, mask, options, rows)
             top = self.detach(self.max(s, axis=-1, keepdims=True))
             top = self.where(self.isfinite(top), top, 0.0)
             e = self.exp(self.subtract(s, top))
@@ -101,13 +114,11 @@ class AttentionKernels(Composites):
             total = self.where(nothing, 1.0, total)
             w = self.divide(e, total)
             if p:
-                w = self.dropout_backward(
-                    w, self._attention_keep(q, tk, rows, p, seed, stream, offset), p
-                )
+                w = self.dropout_backward(w, self._attention_keep(q, tk, options, rows), p)
             ys.append(self._attention_per_head(self.matmul(self._attention_grouped(w, k), v), q))
             sums.append(self.where(nothing, math.inf, self.add(self.log(total), top)))
         if not ys:
-            s = self._attention_scores(q, k, mask, causal, past, scale, (0, 0))
+            s = self._attention_scores(q, k, mask, options, (0, 0))
             ys = [self._attention_per_head(self.matmul(self._attention_grouped(s, k), v), q)]
             sums = [self.sum(s, axis=-1, keepdims=True)]
         return self._attention_joined(ys), self.reshape(self._attention_joined(sums), (b, h, tq))
@@ -135,7 +146,7 @@ class AttentionKernels(Composites):
         ds = w * (dw - sum(dw * w)), where the inner sum over a row equals sum(dy * y) (Dao et al.
         2022, appendix B.2); then dq = scale * ds k and dk = scale * ds^T q.
         """
-        options = (causal, past, scale, p, seed, stream, offset)
+        options = Options(causal, past, scale, p, seed, stream, offset)
         given = (dy, q, k, v, mask, y)
         if any(map(is_half, given)):
             dy, q, k, v, mask, y = self._attention_wide(given)
@@ -147,7 +158,7 @@ class AttentionKernels(Composites):
         dks: list[Array] = []
         dvs: list[Array] = []
         for rows in query_blocks(tq, q.shape[0] * q.shape[1] * tk) if tk else ():
-            ds, w = self._attention_scores_backward(dy, q, k, v, mask, y, lse, *options, rows)
+            ds, w = self._attention_scores_backward(dy, q, k, v, mask, y, lse, options, rows)
             dqs.append(self._attention_per_head(self.matmul(self._attention_grouped(ds, k), k), q))
             for parts, left, right in ((dks, ds, q), (dvs, w, dy)):
                 right = self._attention_grouped(self._attention_rows(right, rows), k)
@@ -180,7 +191,7 @@ class AttentionKernels(Composites):
         offset: int = 0,
     ) -> Array:
         """Cotangent of a mask of numbers: that of the scores, summed over what was broadcast."""
-        options = (causal, past, scale, p, seed, stream, offset)
+        options = Options(causal, past, scale, p, seed, stream, offset)
         given = (dy, q, k, v, mask, y)
         if any(map(is_half, given)):
             dy, q, k, v, mask, y = self._attention_wide(given)
@@ -190,7 +201,7 @@ class AttentionKernels(Composites):
         shape = (1,) * (4 - mask.ndim) + mask.shape
         parts = []
         for rows in query_blocks(tq, q.shape[0] * q.shape[1] * tk) if tk else ():
-            ds, _ = self._attention_scores_backward(dy, q, k, v, mask, y, lse, *options, rows)
+            ds, _ = self._attention_scores_backward(dy, q, k, v, mask, y, lse, options, rows)
             height = 1 if shape[2] == 1 else rows[1] - rows[0]
             parts.append(self.sum_to(ds, (*shape[:2], height, shape[3])))
         if not parts:
@@ -271,14 +282,12 @@ class AttentionKernels(Composites):
         q: Array,
         k: Array,
         mask: Array | None,
-        causal: bool,
-        past: int,
-        scale: float,
+        options: Options,
         rows: tuple[int, int],
     ) -> Array:
         """Scores of a block of queries, -infinity where a query may not attend to a key."""
-        keys = k.shape[2]
-        part = self.multiply(self._attention_rows(q, rows), scale)
+        keys, past = k.shape[2], options.past
+        part = self.multiply(self._attention_rows(q, rows), options.scale)
         s = self._attention_per_head(
             self.matmul(self._attention_grouped(part, k), self._attention_swapped(k)), q
         )
@@ -289,7 +298,7 @@ class AttentionKernels(Composites):
                 s = self.where(mask, s, -math.inf)
             else:
                 s = self.add(s, mask)
-        if causal and rows[0] + past + 1 < keys:
+        if options.causal and rows[0] + past + 1 < keys:
             places = self.arange(rows[0] + past, rows[1] + past, 1, np.int64)
             seen = self.less_equal(
                 self.arange(0, keys, 1, np.int64), self.reshape(places, (places.shape[0], 1))
@@ -298,14 +307,7 @@ class AttentionKernels(Composites):
         return s
 
     def _attention_keep(
-        self,
-        q: Array,
-        keys: int,
-        rows: tuple[int, int],
-        p: float,
-        seed: int,
-        stream: int,
-        offset: int,
+        self, q: Array, keys: int, options: Options, rows: tuple[int, int]
     ) -> Array:
         """Which weights of a block of queries are kept."""
         b, h, tq, _ = q.shape
@@ -317,10 +319,10 @@ class AttentionKernels(Composites):
         parts = [
             self.bernoulli(
                 (len(part), height, width),
-                1.0 - p,
-                seed,
-                stream,
-                keep_offset(offset, part.start * tq + rows[0], keys),
+                1.0 - options.p,
+                options.seed,
+                options.stream,
+                keep_offset(options.offset, part.start * tq + rows[0], keys),
             )
             for part in heads
         ]
@@ -337,17 +339,11 @@ class AttentionKernels(Composites):
         mask: Array | None,
         y: Array,
         lse: Array,
-        causal: bool,
-        past: int,
-        scale: float,
-        p: float,
-        seed: int,
-        stream: int,
-        offset: int,
+        options: Options,
         rows: tuple[int, int],
     ) -> tuple[Array, Array]:
         """Cotangents of a block's scores, and its weights as they met the values."""
-        s = self._attention_scores(q, k, mask, causal, past, scale, rows)
+        s = self._attention_scores(q, k, mask, options, rows)
         total = self.reshape(lse, (*lse.shape, 1))
         w = self.exp(self.subtract(s, self._attention_rows(total, rows)))
         dy, y = self._attention_rows(dy, rows), self._attention_rows(y, rows)
@@ -355,9 +351,10 @@ class AttentionKernels(Composites):
             self.matmul(self._attention_grouped(dy, k), self._attention_swapped(v)), q
         )
         dropped = w
-        if p:
-            keep = self._attention_keep(q, k.shape[2], rows, p, seed, stream, offset)
-            dw, dropped = self.dropout_backward(dw, keep, p), self.dropout_backward(w, keep, p)
+        if options.p:
+            keep = self._attention_keep(q, k.shape[2], options, rows)
+            dw = self.dropout_backward(dw, keep, options.p)
+            dropped = self.dropout_backward(w, keep, options.p)
         inner = self.sum(self.multiply(dy, y), axis=-1, keepdims=True)
         return self.multiply(w, self.subtract(dw, inner)), dropped
 

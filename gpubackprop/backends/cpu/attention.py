@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
-from gpubackprop.backends.attention import keep_offset, keep_row
+from gpubackprop.backends.attention import Options, keep_offset, keep_row
 from gpubackprop.backends.cpu.shared import result_like
 from gpubackprop.backends.primitives import Array
 
@@ -127,15 +127,15 @@ class NumPyAttention(ArrayBackend):
         stream: int = 0,
         offset: int = 0,
     ) -> tuple[Array, Array]:
+        options = Options(causal, past, scale, p, seed, stream, offset)
         if not _fast(q, k, v, mask) or not k.shape[2]:
-            return super().attention(q, k, v, mask, causal, past, scale, p, seed, stream, offset)
+            return super().attention(q, k, v, mask, *options)
         b, h, tq, _ = q.shape
         y, lse = like(q, v.shape[-1], q.dtype), np.empty((b, h, tq), q.dtype)
         shifted = _additive(mask) or _may_be_large(q, k, scale)
-        place = (p, seed, stream, offset)
         for tile in tiles(q, k, causal, past):
             groups = tile.shared.stop - tile.shared.start
-            e = _scores(q, k, mask, causal, past, scale, tile)
+            e = _scores(q, k, mask, options, tile)
             top: Any = 0.0
             if shifted:
                 top = max_over(e, -1, None, None, True)
@@ -144,7 +144,7 @@ class NumPyAttention(ArrayBackend):
             np.exp(e, e)
             total = add_over(e, -1, None, None, True)
             if p:
-                _drop(e, self._kept(q, k, tile, *place), p)
+                _drop(e, self._kept(q, k, options, tile), p)
             part = y[tile.queries]
             if part.shape[1] == groups:
                 np.matmul(e, v[tile.seen], part)
@@ -179,25 +179,23 @@ class NumPyAttention(ArrayBackend):
         stream: int = 0,
         offset: int = 0,
     ) -> tuple[Array, Array, Array]:
-        place = (p, seed, stream, offset)
+        options = Options(causal, past, scale, p, seed, stream, offset)
         if not _fast(q, k, v, mask, dy, y, lse) or not k.shape[2] or not q.size:
-            return super().attention_backward(
-                dy, q, k, v, mask, y, lse, causal, past, scale, *place
-            )
+            return super().attention_backward(dy, q, k, v, mask, y, lse, *options)
         dq, dk, dv = result_like(q), result_like(k), result_like(v)
         inner = add_over(np.multiply(dy, y), -1, None, None, True)
         total = lse[..., None]
         for tile in tiles(q, k, causal, past):
             groups = tile.shared.stop - tile.shared.start
             at, seen = tile.queries, tile.seen
-            w = _scores(q, k, mask, causal, past, scale, tile)
+            w = _scores(q, k, mask, options, tile)
             np.subtract(w, total[at], w)
             np.exp(w, w)
             out = joined(dy[at], groups)
             ds = np.matmul(out, swapped(v[seen])).reshape(w.shape)
             weights = w
             if p:
-                keep = self._kept(q, k, tile, *place)
+                keep = self._kept(q, k, options, tile)
                 weights = _drop(w.copy(), keep, p)
                 _drop(ds, keep, p)
             np.subtract(ds, inner[at], ds)
@@ -220,9 +218,7 @@ class NumPyAttention(ArrayBackend):
         np.multiply(dk, scale, dk)
         return dq, dk, dv
 
-    def _kept(
-        self, q: Array, k: Array, tile: Tile, p: float, seed: int, stream: int, offset: int
-    ) -> Array:
+    def _kept(self, q: Array, k: Array, options: Options, tile: Tile) -> Array:
         """Which weights of a tile are kept: stretches of the random sequence, one for each batch,
         or each head where the tile has only some of its queries."""
         h, tq, tk = q.shape[1], q.shape[2], k.shape[2]
@@ -236,7 +232,11 @@ class NumPyAttention(ArrayBackend):
         count = len(batches) * len(heads) // len(starts)
         parts = [
             self.bernoulli(
-                (count, rows, width), 1.0 - p, seed, stream, keep_offset(offset, start, tk)
+                (count, rows, width),
+                1.0 - options.p,
+                options.seed,
+                options.stream,
+                keep_offset(options.offset, start, tk),
             )
             for start in starts
         ]
@@ -269,14 +269,12 @@ def _scores(
     q: np.ndarray,
     k: np.ndarray,
     mask: np.ndarray | None,
-    causal: bool,
-    past: int,
-    scale: float,
+    options: Options,
     tile: Tile,
 ) -> np.ndarray:
     """Scores of a tile, (batches, heads, rows, keys)."""
     groups = tile.shared.stop - tile.shared.start
-    part = np.multiply(q[tile.queries], scale)
+    part = np.multiply(q[tile.queries], options.scale)
     seen = swapped(k[tile.seen])
     s = np.matmul(joined(part, groups), seen).reshape(*part.shape[:3], tile.keys)
     if mask is not None:
@@ -289,8 +287,8 @@ def _scores(
             np.copyto(s, -math.inf, where=np.logical_not(full))
         else:
             np.add(s, full, s)
-    start = tile.rows.start + past + 1
-    if causal and start < tile.keys:
+    start = tile.rows.start + options.past + 1
+    if options.causal and start < tile.keys:
         late = s[..., start:]
         np.add(late, future(s.shape[2], tile.keys - start, s.dtype), late)
     return s

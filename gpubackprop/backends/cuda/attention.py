@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.attention import Options
 from gpubackprop.backends.cuda.arrays import DeviceArrays, threshold_of
 from gpubackprop.backends.cuda.geometry import Launch
 from gpubackprop.backends.primitives import Array
@@ -34,17 +35,17 @@ class CudaAttention(DeviceArrays):
         stream: int = 0,
         offset: int = 0,
     ) -> tuple[Array, Array]:
-        place = (p, seed, stream, offset)
+        options = Options(causal, past, scale, p, seed, stream, offset)
         element = self._attends(q, k, v, mask)
         if element is None:
-            return super().attention(q, k, v, mask, causal, past, scale, *place)
+            return super().attention(q, k, v, mask, *options)
         b, h, tq, _ = q.shape
         y = self.empty((b, h, tq, v.shape[3]), q.dtype)
         lse = self.empty((b, h, tq), np.float64 if element == "double" else np.float32)
-        masks, options = self._attention_options(q, k, v, mask, causal, past, scale, *place)
+        masks, numbers = self._attention_numbers(q, k, v, mask, options)
         arrays = (self._packed(q), self._packed(k), self._packed(v), *masks, y, lse)
         rows = ROWS.get(element, MOST_ROWS)[0]
-        self.kernels.launch("attention", (element,), _tiles(b * h, tq, rows), *arrays, *options)
+        self.kernels.launch("attention", (element,), _tiles(b * h, tq, rows), *arrays, *numbers)
         return y, lse
 
     def attention_backward(
@@ -64,26 +65,24 @@ class CudaAttention(DeviceArrays):
         stream: int = 0,
         offset: int = 0,
     ) -> tuple[Array, Array, Array]:
-        place = (p, seed, stream, offset)
+        options = Options(causal, past, scale, p, seed, stream, offset)
         element = self._attends(q, k, v, mask)
         wide = np.float64 if element == "double" else np.float32
         if element is None or self._element(q, dy, y) is None or lse.dtype != wide:
-            return super().attention_backward(
-                dy, q, k, v, mask, y, lse, causal, past, scale, *place
-            )
+            return super().attention_backward(dy, q, k, v, mask, y, lse, *options)
         b, h, tq, _ = q.shape
         dy, q, k, v, y, lse = (self._packed(x) for x in (dy, q, k, v, y, lse))
         dq, dk, dv = (self.empty(x.shape, x.dtype) for x in (q, k, v))
         inner = self.empty(lse.shape, lse.dtype)
-        masks, options = self._attention_options(q, k, v, mask, causal, past, scale, *place)
+        masks, numbers = self._attention_numbers(q, k, v, mask, options)
         given = (dy, q, k, v, *masks)
         rows = ROWS.get(element, MOST_ROWS)[1]
         shape = _tiles(b * h, tq, rows)
         arrays = (*given, y, lse, dq, inner)
-        self.kernels.launch("attention_queries", (element,), shape, *arrays, *options)
+        self.kernels.launch("attention_queries", (element,), shape, *arrays, *numbers)
         shape = _tiles(b * k.shape[1], k.shape[2], rows)
         arrays = (*given, lse, inner, dk, dv)
-        self.kernels.launch("attention_keys", (element,), shape, *arrays, *options)
+        self.kernels.launch("attention_keys", (element,), shape, *arrays, *numbers)
         return dq, dk, dv
 
     def _attends(self, q: Array, k: Array, v: Array, mask: Array | None) -> str | None:
@@ -95,19 +94,8 @@ class CudaAttention(DeviceArrays):
         most = FEATURES.get(element, MOST_FEATURES)
         return element if max(q.shape[3], v.shape[3]) <= most else None
 
-    def _attention_options(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        mask: Array | None,
-        causal: bool,
-        past: int,
-        scale: float,
-        p: float,
-        seed: int,
-        stream: int,
-        offset: int,
+    def _attention_numbers(
+        self, q: Array, k: Array, v: Array, mask: Array | None, options: Options
     ) -> tuple[tuple[Array | None, Array | None], tuple[Any, ...]]:
         """The mask as booleans or as numbers, and the arguments behind the arrays."""
         steps = [0, 0, 0, 0]
@@ -119,11 +107,12 @@ class CudaAttention(DeviceArrays):
                 steps[-axis] = step if mask.shape[-axis] > 1 else 0
                 step *= mask.shape[-axis]
             masks = (mask, None) if mask.dtype == np.bool_ else (None, mask)
+        causal, past, scale, p, *place = options
         # A weight below 0 says that nothing is dropped.
         threshold = threshold_of(1.0 - p)
         weight = -1.0 if not p else 0.0 if p >= 1.0 else 1.0 / (1.0 - p)
         sizes = (*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3])
-        drop = (threshold, weight, *self._place(seed, stream, offset))
+        drop = (threshold, weight, *self._place(*place))
         return masks, (*sizes, *steps, int(causal), past, scale, *drop)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.attention import Options
 from gpubackprop.backends.cpu.native import attention_kernels as kernels
 from gpubackprop.backends.cpu.native.abi import Kernel
 from gpubackprop.backends.cpu.native.engine import Instruction
@@ -49,11 +50,10 @@ def _instruction(
     arrays: list[Array],
     mask: Array | None,
     lse: Array,
-    options: tuple[Any, ...],
+    options: Options,
 ) -> list[Instruction] | None:
     """The call of a kernel. `arrays` are q, k, v, y and, backward, dy, dq, dk and dv."""
-    causal, past, scale, p = options[:4]
-    if p or not _heads(*arrays) or not fit(lse):
+    if options.p or not _heads(*arrays) or not fit(lse):
         return None
     q, k, v = arrays[:3]
     (b, h, tq, d), (groups, tk), out = q.shape, k.shape[1:3], v.shape[3]
@@ -90,8 +90,8 @@ def _instruction(
     for place, size in sizes.items():
         slots[place] = part
         part += -(-size // 64) * 64
-    slots[: kernels.SCALE] = b, groups, h // groups, tq, tk, d, out, bool(causal), int(past)
-    slots[kernels.SCALE] = float(scale)
+    slots[: kernels.SCALE] = b, groups, h // groups, tq, tk, d, out, *map(int, options[:2])
+    slots[kernels.SCALE] = float(options.scale)
     slots[kernels.LSE] = lse
     slots[kernels.ZEROS] = np.zeros(max(WIDE, room, out_room), np.float32)
     slots[kernels.MASKED], slots[kernels.MASK], strides = seen
@@ -122,7 +122,7 @@ def lower_attention(
 ) -> list[Instruction] | None:
     """Attention without dropout."""
     y, lse = outs
-    options = (causal, past, scale, p)
+    options = Options(causal, past, scale, p)
     return _instruction(site, kernels.attention_heads, False, [q, k, v, y], mask, lse, options)
 
 
@@ -146,6 +146,6 @@ def lower_attention_backward(
     offset: int = 0,
 ) -> list[Instruction] | None:
     """Its cotangents."""
-    arrays, options = [q, k, v, y, dy, *outs], (causal, past, scale, p)
+    arrays, options = [q, k, v, y, dy, *outs], Options(causal, past, scale, p)
     kernel = kernels.attention_heads_backward
     return _instruction(site, kernel, True, arrays, mask, lse, options)
