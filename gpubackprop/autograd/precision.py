@@ -33,8 +33,8 @@ class Mode(NamedTuple):
     Attributes
     ----------
     operands : ``"half"``: float32 operands are rounded to the half type; ``"float32"``: those of
-        the half type are widened; ``"common"``: so they are only where both kinds meet;
-        ``"given"``: they stay what they are.
+        the half type are widened; ``"input"``: `x` and `w_ih` are rounded, the others widened;
+        ``"common"``: widened only where both kinds meet; ``"given"``: they stay what they are.
     result : ``"alike"``: rounded to the half type where all operands, as the operation gets them,
         are of it (an array library may widen a product, or a bfloat16 beside a Python number);
         ``"first"``: the first result is, where the first operand was; ``"given"``: it stays what it
@@ -48,6 +48,9 @@ class Mode(NamedTuple):
 PRODUCT = Mode("half", "alike")
 """Half operands, sums in float32, and one rounding at the end."""
 FLOAT = Mode("float32", "given")
+STEPS = Mode("input", "given")
+"""The product of the input, for all steps at once, of half operands; states, and what changes them
+step by step, in float32."""
 WITHIN = Mode("given", "first")
 """float32 inside, between half tensors: the kernels do it, and take float32 parameters."""
 COMMON = Mode("common", "alike")
@@ -57,15 +60,17 @@ CAST = Mode("given", "given")
 ROWS: dict[Mode, str] = {
     PRODUCT: "linear matmul einsum conv conv_transpose conv_weight attention",
     # What grows beyond a half type's range or ends with its digits. `square` beside `power`; `var`
-    # and `mean` beside `sum`; `rms_norm` beside `layer_norm`. A recurrent network's state is a sum
-    # over its steps: bfloat16 would lose what is added once it is below 1/256 of the state.
+    # and `mean` beside `sum`; `rms_norm` beside `layer_norm`.
     FLOAT: (
         "power square exp expm1 log log1p reciprocal sinh cosh tan arcsin arccos softplus "
         "sum mean var logsumexp prod cumsum softmax log_softmax "
-        "layer_norm group_norm rms_norm rnn lstm gru "
+        "layer_norm group_norm rms_norm "
         "softmax_cross_entropy mse_loss l1_loss huber_loss binary_cross_entropy "
         "binary_cross_entropy_with_logits"
     ),
+    # A recurrent network's state is a sum over its steps: bfloat16 would lose what is added once it
+    # is below 1/256 of the state.
+    STEPS: "rnn lstm gru",
     # Statistics, scale and shift in float32; the pictures around them stay half as wide.
     WITHIN: "batch_norm scale_shift",
     COMMON: (
@@ -112,7 +117,7 @@ class Policy:
                 inputs = tape.as_tensors(op, inputs)
             kinds = [_kind(x) for x in inputs]
             floats = {kind for kind in kinds if kind is not None}
-            operands = self._operands(mode, inputs, kinds, floats)
+            operands = self._operands(mode, op.inputs, inputs, kinds, floats)
             result = apply(op, *operands, **params)
             if mode.result == "first" and kinds[0] == self.half:
                 return self._rounded(result, only_first=True)
@@ -125,24 +130,26 @@ class Policy:
     def _operands(
         self,
         mode: Mode,
+        names: Sequence[str],
         inputs: Sequence[Any],
         kinds: Sequence[np.dtype | None],
         floats: set[np.dtype],
     ) -> Sequence[Any]:
-        if mode.operands == "half":
-            if _is_double(floats):
-                return inputs  # double precision was asked for
-            return [
-                x if kind is None or kind == self.half else x.rounded(self.half)
-                for x, kind in zip(inputs, kinds, strict=True)
-            ]
         if mode.operands == "given" or (mode.operands == "common" and len(floats) < 2):
             return inputs
-        wide = np.dtype("float32")
-        return [
-            x.astype(wide) if kind is not None and kind.itemsize < wide.itemsize else x
-            for x, kind in zip(inputs, kinds, strict=True)
-        ]
+        if mode.operands in ("half", "input") and _is_double(floats):
+            return inputs  # double precision was asked for
+        if mode.operands == "half":
+            return [self._narrow(x, kind) for x, kind in zip(inputs, kinds, strict=True)]
+        if mode.operands == "input":
+            return [
+                self._narrow(x, kind) if name in _OF_THE_INPUT else _wide(x, kind)
+                for name, x, kind in zip(names, inputs, kinds, strict=True)
+            ]
+        return [_wide(x, kind) for x, kind in zip(inputs, kinds, strict=True)]
+
+    def _narrow(self, x: Any, kind: np.dtype | None) -> Any:
+        return x if kind is None or kind == self.half else x.rounded(self.half)
 
     def _rounded(self, result: Any, only_first: bool = False) -> Any:
         """A result, or several, in the half type."""
@@ -255,6 +262,14 @@ def _kind(x: Any) -> np.dtype | None:
     if isinstance(x, tape.TENSOR) and x.array.dtype.kind in FLOATS:
         return x.array.dtype
     return None
+
+
+_OF_THE_INPUT = ("x", "w_ih")
+_WIDE = np.dtype("float32")
+
+
+def _wide(x: Any, kind: np.dtype | None) -> Any:
+    return x.astype(_WIDE) if kind is not None and kind.itemsize < _WIDE.itemsize else x
 
 
 def _is_double(floats: set[np.dtype]) -> bool:

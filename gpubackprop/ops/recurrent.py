@@ -22,10 +22,15 @@ NONLINEARITIES = ("tanh", "relu")
 # What the three have in common.
 
 
-def _project(K: Any, x: Any, weight: Any, bias: Any) -> Any:
-    """``x @ weight.T + bias`` of all steps as one product of two matrices."""
-    steps, batch, size = x.shape
-    rows = K.linear(K.reshape(x, (steps * batch, size)), weight, bias)
+def _project(K: Any, x: Any, weight: Any, bias: Any, state: Any) -> Any:
+    """``x @ weight.T + bias`` of all steps as one product of two matrices, in the state's dtype:
+    operands of half precision beside a float32 state are added up in float32 and stay so."""
+    steps, batch, _ = x.shape
+    if x.dtype.itemsize < state.dtype.itemsize:
+        rows = K.wide_matmul(_rows(K, x), K.transpose(weight))
+        rows = rows if bias is None else K.add(rows, bias)
+    else:
+        rows = K.linear(_rows(K, x), weight, bias)
     return K.reshape(rows, (steps, batch, weight.shape[0]))
 
 
@@ -76,16 +81,20 @@ def _products(
     lengths: Any,
     reverse: bool,
 ) -> dict[str, Any]:
-    """Cotangents of the input, the weights and the biases: one product each for all steps."""
+    """Cotangents of the input, the weights and the biases: one product each for all steps. Those of
+    the input's product are of its dtype."""
     found: dict[str, Any] = {}
     inner = _rows(K, dprojected)
     outer = inner if drecurrent is dprojected else _rows(K, drecurrent)
+    rounded = inner
+    if x.dtype.itemsize < inner.dtype.itemsize and (needs["x"] or needs["w_ih"]):
+        rounded = K.astype(inner, x.dtype)
     if needs["x"]:
-        found["x"] = K.reshape(K.matmul(inner, weight), x.shape)
+        found["x"] = K.reshape(K.matmul(rounded, weight), x.shape)
     if needs["w_ih"]:
         if lengths is not None:  # whatever stands beyond the end, infinite or not, is not read
             x = K.where(_running(K, lengths, x.shape[0]), x, 0.0)
-        found["w_ih"] = K.matmul(K.transpose(inner), _rows(K, x))
+        found["w_ih"] = K.matmul(K.transpose(rounded), _rows(K, x))
     if needs["w_hh"]:
         before = _after(K, hidden, not reverse)
         found["w_hh"] = K.matmul(K.transpose(outer), _rows(K, before))
@@ -150,7 +159,7 @@ def _shape_rule(name: str, gates: int, states: tuple[str, ...]) -> Callable[...,
                     f"sequence of the batch of x ({x})"
                 )
         dtypes = dict.fromkeys(s.dtype for s in (x, *given, w_ih, w_hh, *biases))
-        if any(d.kind != "f" for d in dtypes):
+        if any(d.kind not in "fV" for d in dtypes):  # V: bfloat16
             raise DTypeError(
                 f"{name}: input, states and parameters must be floats, not "
                 f"{', '.join(map(str, dtypes))}"
@@ -211,7 +220,7 @@ def _rnn_forward(
     nonlinearity: str = "tanh",
     reverse: bool = False,
 ) -> Any:
-    projected = _project(K, x, w_ih, _both(K, b_ih, b_hh))
+    projected = _project(K, x, w_ih, _both(K, b_ih, b_hh), h0)
     hidden = K.rnn_steps(projected, h0, w_hh, lengths, nonlinearity, reverse)
     return (_output(K, hidden, lengths, reverse), _last(K, hidden, reverse)), hidden
 
@@ -277,7 +286,7 @@ def _lstm_forward(
     *,
     reverse: bool = False,
 ) -> Any:
-    projected = _project(K, x, w_ih, _both(K, b_ih, b_hh))
+    projected = _project(K, x, w_ih, _both(K, b_ih, b_hh), h0)
     hidden, cells, gates = K.lstm_steps(projected, h0, c0, w_hh, lengths, reverse)
     y = _output(K, hidden, lengths, reverse)
     return (y, _last(K, hidden, reverse), _last(K, cells, reverse)), hidden, cells, gates
@@ -336,7 +345,8 @@ def _gru_forward(
     reverse: bool = False,
 ) -> Any:
     # b_hh stays with the state's product: the reset gate multiplies its third block.
-    hidden, gates, inner = K.gru_steps(_project(K, x, w_ih, b_ih), h0, w_hh, b_hh, lengths, reverse)
+    projected = _project(K, x, w_ih, b_ih, h0)
+    hidden, gates, inner = K.gru_steps(projected, h0, w_hh, b_hh, lengths, reverse)
     results = _output(K, hidden, lengths, reverse), _last(K, hidden, reverse)
     return results, hidden, gates, inner
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.autograd import REGISTRY, STATE, apply
+from gpubackprop.autograd import REGISTRY, STATE, Operation, apply
 from gpubackprop.autograd import precision as module
 from gpubackprop.autograd.precision import ROWS, current
 from gpubackprop.backends import get_backend
@@ -186,15 +186,21 @@ def test_the_precision_that_a_backend_was_given_holds_where_no_block_does():
 
 
 def test_a_rule_that_is_recorded_runs_as_it_is():
-    """The rule of a recurrent network multiplies float32 matrices: they are not rounded."""
-    rng = np.random.default_rng(2)
-    shapes = [(3, 2, 4), (2, 3), (3, 4), (3, 3), (3,), (3,)]
-    arrays = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+    """A rule that multiplies float32 matrices: they are not rounded."""
+    gram = Operation(
+        "gram",  # in no row, so that float32 stays float32
+        lambda K, x: K.matmul(x, K.transpose(x)),
+        lambda K, call, dy, x: (K.matmul(K.add(dy, K.transpose(dy)), x),),
+        lambda x: x,
+        lambda rng: (),
+        saves=("x",),
+    )
+    array = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
     found = []
     for inside in ("fp16-mixed", "float32"):
-        x, *others = [gb.tensor(a, requires_grad=True) for a in arrays]
+        x = gb.tensor(array, requires_grad=True)
         with gb.precision(inside):
-            y, _ = apply(REGISTRY["rnn"], x, *others, None)
+            y = apply(gram, x)
             (g,) = gb.grad((y * y).sum(), x, create_graph=True)
         (h,) = gb.grad((g * g).sum(), x)
         found.append((g.numpy(), h.numpy()))
@@ -318,6 +324,42 @@ def test_parameters_that_are_trained_beside_fixed_moments_do_not_overflow():
     y.backward(gb.tensor(np.ones(y.shape, np.float16)))
     assert (scale.grad.numpy() == 2 * 300 * 256).all() and (shift.grad.numpy() == 300 * 256).all()
     assert x.grad.dtype == np.float16
+
+
+@MIXED
+@pytest.mark.parametrize("op", ["rnn", "lstm", "gru"])
+def test_recurrent_layers_multiply_their_input_in_half_precision(op, name):
+    """One product of half operands for all steps; the states are float32 throughout."""
+    backend, half = get_backend("cpu"), HALF[name]
+    gates, states = {"rnn": (1, 1), "lstm": (4, 2), "gru": (3, 1)}[op]
+    x, *others = leaf(5, 3, 4), *(leaf(3, 6) for _ in range(states))
+    weights = leaf(gates * 6, 4), leaf(gates * 6, 6), leaf(gates * 6), leaf(gates * 6)
+    seen = []
+
+    def call(kernel_name, kernel, args, kwargs):
+        if kernel_name in ("wide_matmul", "matmul") or "_steps" in kernel_name:
+            dtypes = {str(a.dtype) for a in args if hasattr(a, "dtype")}
+            seen.append((kernel_name, dtypes))
+        return kernel(*args, **kwargs)
+
+    with intercepted(backend, call):
+        with gb.precision(name):
+            y, *_ = apply(REGISTRY[op], x, *others, *weights, None)
+        y.backward(gb.tensor(np.ones(y.shape, np.float32)))
+    assert y.dtype == np.float32
+    assert seen == [
+        ("wide_matmul", {half.name}),
+        (f"{op}_steps", {"float32"}),
+        (f"{op}_steps_backward", {"float32"}),
+        ("matmul", {half.name}),  # of the input
+        ("matmul", {half.name}),  # of its weight
+        ("matmul", {"float32"}),  # of the state's
+    ]
+    for t in (x, *others, *weights):
+        assert t.grad.dtype == np.float32
+    exact = apply(REGISTRY[op], x, *others, *weights, None)[0].numpy()
+    apart = np.abs(y.numpy() - exact).max()
+    assert 0 < apart < 20 * DIGITS[name]
 
 
 def test_the_page_shows_the_table():
