@@ -375,6 +375,18 @@ def test_an_engine_with_a_huge_workspace_is_not_taken(here):
     assert not here.cudnn.built
 
 
+@needs_shim
+def test_a_graph_that_needs_much_memory_between_its_parts_is_not_taken(here):
+    """As attention backwards in a fixed order does: no filter of engines sees it."""
+    here.cudnn.between = 2 << 30
+    q = fill((1, 2, 4, 8), 1).astype(np.float16)
+    found = here.call("attention", q, q, q, None)
+    require_close(
+        found, expected_of("attention", (*[q.astype(np.float64)] * 3, None), {}), 4e-3, ""
+    )
+    assert here.cudnn.built and not here.cudnn.ran
+
+
 def test_a_mistake_in_the_calls_of_the_front_end_is_not_taken_for_a_refusal(here):
     def fail(graph):
         raise TypeError("conv_fprop() got an unexpected keyword argument")

@@ -127,9 +127,16 @@ class Library:
             graph.deselect_workspace_greater_than(WORKSPACE)
             graph.check_support()
             graph.build_plans()
-            return Plan(graph, max(int(graph.get_workspace_size()), 0), operation)
+            workspace = max(int(graph.get_workspace_size()), 0)
         except refusals as error:
             raise UnsupportedError(_one_line(error)) from error
+        # The filter above sees the engine's own; attention's graph adds what lies between its
+        # parts, as the scores' cotangents of all rows where it shall add in a fixed order.
+        if workspace > WORKSPACE:
+            raise UnsupportedError(
+                f"it needs {workspace} bytes of workspace, and {WORKSPACE} are allowed"
+            )
+        return Plan(graph, workspace, operation)
 
     def run(self, plan: Plan, *arrays: Array) -> None:
         """Run a plan on the current stream.

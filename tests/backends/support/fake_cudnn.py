@@ -237,15 +237,20 @@ class Graph:
         self.module.built.append(self)
 
     def get_workspace_size(self) -> int:
-        return self.module.workspace
+        return self.module.workspace + self.module.between
 
     # Running.
     def execute(self, places: dict[int, int], workspace: int, handle: Any) -> None:
         module = self.module
         assert self.stage == "built" and handle is module.handle
-        assert module.stream == module.cupy.stream, "the handle runs on another stream"
+        assert module.stream == module.current_stream(), "the handle runs on another stream"
         real = {t.uid: t for t in self.tensors if t.uid is not None}
         assert places.keys() == real.keys()
+        module.enqueue(lambda: self._run(real, places, workspace))
+        module.ran.append(self)
+
+    def _run(self, real: dict[int, Tensor], places: dict[int, int], workspace: int) -> None:
+        module = self.module
         views = {uid: module.view(places[uid], t) for uid, t in real.items()}
         if module.workspace:
             scratch = module.memory(workspace, module.workspace)
@@ -259,7 +264,6 @@ class Graph:
                 value = t.value(given)
                 assert value.shape == tuple(t.dim)
                 views[uid][...] = value
-        module.ran.append(self)
 
 
 class FakeCudnn:
@@ -273,6 +277,7 @@ class FakeCudnn:
     ----------
     engines : names of the engines in cuDNN's order, with their numerical notes.
     workspace : bytes that each needs.
+    between : bytes that a graph needs for what lies between its parts.
     refuse : says why a graph is refused, or nothing.
     built, ran : graphs, in order.
     """
@@ -298,7 +303,7 @@ class FakeCudnn:
             "tensor cores": {"TENSOR_CORE"},
             "ordinary": set(),
         }
-        self.workspace = 48
+        self.workspace, self.between = 48, 0
         self.refuse: Callable[[Graph], str] = lambda graph: ""
         self.built: list[Graph] = []
         self.ran: list[Graph] = []
@@ -340,15 +345,26 @@ class FakeCudnn:
         assert handle is self.handle and type(stream) is int
         self.stream = stream
 
+    def current_stream(self) -> int:
+        """The fake CuPy's."""
+        return self.cupy.stream
+
+    def enqueue(self, task: Callable[[], None]) -> None:
+        """Let the current stream do it: at once."""
+        task()
+
+    def alive(self, place: int, size: int) -> bool:
+        """Whether these bytes belong to one array."""
+        return any(
+            low <= place and place + size <= high and values() is not None
+            for low, high, values in self._alive.values()
+        )
+
     def memory(self, place: int, size: int) -> np.ndarray:
         """Bytes that belong to one array of the fake CuPy."""
         assert type(place) is int, "cuDNN's front end takes addresses as plain integers"
         assert place % ALIGNMENT == 0, "an address that engines cannot read"
-        inside = (
-            low <= place and place + size <= high and alive() is not None
-            for low, high, alive in self._alive.values()
-        )
-        assert any(inside), "memory that no array has"
+        assert self.alive(place, size), "memory that no array has"
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(place))
 
     def view(self, place: int, tensor: Tensor) -> np.ndarray:
