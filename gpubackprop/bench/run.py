@@ -19,12 +19,17 @@ from gpubackprop.bench.kernels import CASES, Sizes, quick_sizes
 from gpubackprop.bench.measure import AbsentError, Candidate, Timing, interleaved, reason
 from gpubackprop.bench.peers import MODULES, Peer
 from gpubackprop.bench.peers import load as load_peer
+from gpubackprop.bench.replayed import native, replayed
 from gpubackprop.errors import DeviceError
 from gpubackprop.version import __version__
 
 PARTS = ("recipes", "kernels", "determinism")
 ALWAYS = ("copy", "gemm-float32", "gemm-tf32", "gemm-bf16")
 """Kernels that are the ceilings of others, measured whichever kernel is asked for."""
+
+ALONE = " NumPy"
+"""Where a compiled step runs native kernels, those are the device's; the backend's own, which a
+step that is not compiled calls one by one, have this in their label."""
 
 Say = Callable[[str], None]
 
@@ -83,9 +88,9 @@ def report(
     Returns
     -------
     dict
-        JSON's types: ``machine``, ``options``, ``absent`` (devices and libraries, with the reason),
-        ``ceilings`` (the best rate that anybody reached, by device), and by part: ``recipes`` and
-        ``kernels`` by name and contender, ``determinism`` by device.
+        JSON's types: ``machine``, ``options``, ``contenders`` (in words), ``absent`` (devices and
+        libraries, with the reason), ``ceilings`` (the best rate that anybody reached, by device),
+        and by part: ``recipes`` and ``kernels`` by name and contender, ``determinism`` by device.
 
     Raises
     ------
@@ -96,6 +101,7 @@ def report(
     found: dict[str, Any] = {
         "machine": machine(),
         "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()},
+        "contenders": {k: v for place in places.values() for k, v in _who(place).items()},
         "absent": absent,
     }
     parts = _parts(options.only)
@@ -131,6 +137,18 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "gpubackprop": __version__,
     }
+
+
+def _who(place: Place) -> dict[str, str]:
+    """Each contender of a device in words."""
+    backend = place.backend
+    found = {backend.device: "this project, in a compiled step"}
+    if native(backend):
+        found[backend.device] += ", with native kernels"
+        found[f"{backend.device}{ALONE}"] = "this project's kernels called one by one"
+    for label, peer in place.peers.items():
+        found[label] = f"{peer.title} {peer.version}"
+    return found
 
 
 def _parts(only: Sequence[str]) -> dict[str, list[str]]:
@@ -211,9 +229,17 @@ def _one_kernel(
     name: str, device: str, place: Place, sizes: Sizes, options: Options
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     backend = place.backend
-    makers: dict[str, Callable[[], Candidate]] = {
-        device: lambda: Candidate(CASES[name].work(backend, sizes).call, backend.clock())
-    }
+
+    def plain() -> Candidate:
+        return Candidate(CASES[name].work(backend, sizes).call, backend.clock())
+
+    def in_a_step() -> Candidate:
+        made = plain()
+        return Candidate(replayed(made.call, backend), made.clock)
+
+    makers: dict[str, Callable[[], Candidate]] = {device: plain}
+    if native(backend):
+        makers = {device: in_a_step, f"{device}{ALONE}": plain}
     for label, peer in place.peers.items():
         makers[label] = lambda peer=peer: Candidate(  # type: ignore[misc]
             peer.work(name, sizes), peer.clock

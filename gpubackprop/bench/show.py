@@ -11,6 +11,8 @@ from gpubackprop.bench.kernels import CASES
 from gpubackprop.errors import ConfigError
 
 Rows = Mapping[str, Any]
+CLOSE = 1.05
+"""A share of a ceiling that rounding and luck explain."""
 
 
 def text(report: Rows) -> str:
@@ -32,6 +34,7 @@ def _machine(report: Rows) -> str:
         f"gpubackprop {m['gpubackprop']}",
         *m["gpus"],
     ]
+    lines += [f"{label}: {what}" for label, what in report.get("contenders", {}).items()]
     lines += [f"{name} is left out: {why}" for name, why in report["absent"].items()]
     return "\n".join(lines)
 
@@ -51,6 +54,9 @@ def _kernels(report: Rows) -> str:
         f"{'kernel':<31}{'contender':<{width + 2}}{'ms':>10}{'rate':>17}{'of ceiling':>12}  spread",
     ]
     for name, rows in report["kernels"].items():
+        if why := _nobody(rows):
+            lines.append(f"{name:<31}absent: {why}")
+            continue
         for label, r in rows.items():
             head = f"{name:<31}{label:<{width + 2}}"
             if "absent" in r:
@@ -62,21 +68,36 @@ def _kernels(report: Rows) -> str:
                 f"{head}{1e3 * r['seconds']:>10.3f}{rate:>17}{share:>12}  "
                 f"{1e3 * r['lowest']:.3f} .. {1e3 * r['highest']:.3f}"
             )
+    lines.append("ms and spread: median, least and most of a call; rate: of the fewest bytes or")
+    lines.append("operations that the kernel needs")
+    if any(
+        (r.get("of_ceiling") or 0) > CLOSE for k in report["kernels"].values() for r in k.values()
+    ):
+        lines.append(
+            "more than 100%: arrays that are written in place stay in a cache where a copy's do "
+            "not, or another program slowed the copies down"
+        )
     return "\n".join(lines)
+
+
+def _nobody(rows: Rows) -> str:
+    """Why no contender has a kernel, where the first says so and no other says better."""
+    reasons = [r.get("absent") for r in rows.values()]
+    return reasons[0] if all(reasons) and len(reasons) > 1 else ""
 
 
 def _rate(name: str, rate: float) -> str:
     if CASES[name].ceiling == "copy":
         return f"{rate / 1e9:.1f} GB/s"
-    return f"{rate / 1e12:.3g} TFLOP/s"
+    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
 
 
 def _recipes(report: Rows) -> str:
     every = [r for r in report["recipes"].values() if "absent" not in r]
     width = max([len(label) for r in every for label in r["contenders"]] + [9])
     lines = [
-        f"{'recipe':<18}{'contender':<{width + 2}}{'steps/s':>10}{'samples/s':>12}{'ms/step':>10}"
-        f"{'peak memory':>13}  spread in ms"
+        f"{'recipe':<18}{'contender':<{width + 2}}{'steps/s':>10}{'to ours':>9}{'samples/s':>12}"
+        f"{'ms/step':>10}{'peak memory':>13}  spread in ms"
     ]
     for name, r in report["recipes"].items():
         if "absent" in r:
@@ -88,11 +109,26 @@ def _recipes(report: Rows) -> str:
                 lines.append(f"{head}absent: {row['absent']}")
                 continue
             peak = row["memory"]["peak"]
+            own = r["contenders"].get(label.split(" ")[-1], {}).get("steps_per_s")
+            ratio = f"{row['steps_per_s'] / own:.2f}" if own else "-"
             lines.append(
-                f"{head}{row['steps_per_s']:>10.1f}{row['samples_per_s']:>12.0f}"
+                f"{head}{row['steps_per_s']:>10.1f}{ratio:>9}{row['samples_per_s']:>12.0f}"
                 f"{1e3 * row['seconds']:>10.3f}{'-' if peak is None else words(peak):>13}  "
                 f"{1e3 * row['lowest']:.3f} .. {1e3 * row['highest']:.3f}"
             )
+    lines.append("to ours: steps per second, as a share of this project's on the same device")
+    errors = [
+        (row["gradient_error"], f"{label}, {name}")
+        for name, r in report["recipes"].items()
+        for label, row in r.get("contenders", {}).items()
+        if "gradient_error" in row
+    ]
+    if errors:
+        worst, at = max(errors)
+        lines.append(
+            "before timing, gradients agreed with this project's in float64 to "
+            f"{worst:.0e} of their length ({at}) or better"
+        )
     return "\n".join(lines)
 
 
@@ -174,7 +210,12 @@ def chart(report: Rows, path: Path) -> None:
         axes.set_ylabel(label)
         if log:
             axes.set_yscale("log")
-        axes.legend(fontsize=8)
+        else:
+            axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+        # Beside the picture, where it hides no bar.
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    m = report["machine"]
+    figure.suptitle(", ".join([f"{m['processor']}, {m['cores']} cores", *m["gpus"]]), fontsize=9)
     figure.savefig(path, dpi=150)
 
 
@@ -201,5 +242,5 @@ def _panels(report: Rows) -> Iterator[tuple[str, dict[str, dict[str, Any]], bool
         }
         for name, rows in report.get("kernels", {}).items()
     }
-    if any(shares.values()):
+    if shares := {name: bars for name, bars in shares.items() if bars}:
         yield "share of the measured ceiling", shares, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from gpubackprop.backends.timing import HostClock
 from gpubackprop.bench import agreement, determinism, kernels, networks, show
 from gpubackprop.bench.kernels import CASES, Sizes
 from gpubackprop.bench.measure import AbsentError, Candidate, interleaved
+from gpubackprop.bench.replayed import native, replayed
 from gpubackprop.cli import main
 from gpubackprop.data import one_hot
 from gpubackprop.optim import clip_grad_norm_
@@ -91,6 +93,46 @@ def test_kernels_run(where, backend, name):
     assert backend.precision == before
 
 
+def needs_native():
+    pytest.importorskip("numba", reason="native kernels need the extra 'fast'")
+    if not native(get_backend("cpu")):
+        pytest.skip("this NumPy does not bring the BLAS that native kernels call")
+
+
+@pytest.mark.parametrize("name", ["update", "gelu", "gemm-float32", "attention-backward"])
+def test_a_kernel_of_a_step_runs_natively_and_does_its_work(name):
+    needs_native()
+    backend = get_backend("cpu")
+    run = replayed(CASES[name].work(backend, Sizes(1 << 14, 32, 1, 1)).call, backend)
+    assert "1 run natively in 1 program(s)" in run.explain()
+
+
+def test_a_replayed_kernel_writes_its_whole_result():
+    needs_native()
+    backend = get_backend("cpu")
+    x, y = np.linspace(-1, 1, 64, dtype=np.float32), np.zeros(64, np.float32)
+    run = replayed(lambda: backend.copyto(y, backend.gelu(x)), backend)
+    y[:] = 0
+    run()
+    assert np.abs(y - backend.gelu(x)).max() < 1e-6 and (y != 0).sum() >= 63
+
+
+def test_on_a_device_whose_steps_run_natively_both_ways_are_timed(small, capsys):
+    needs_native()
+    assert main(["bench", "--devices", "cpu", "--only", "gelu", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "cpu: this project, in a compiled step, with native kernels\n" in out
+    assert len(re.findall(r"^gelu +cpu  +\d", out, re.M)) == 1
+    assert len(re.findall(r"^gelu +cpu NumPy +\d", out, re.M)) == 1
+    assert len(re.findall(r"^gemm-tf32 +absent: cpu has no TF32 units$", out, re.M)) == 1
+
+
+def test_rates_have_units_that_can_be_read():
+    assert show._rate("gemm-float32", 9.85e10) == "98.5 GFLOP/s"
+    assert show._rate("gemm-float32", 5.1e13) == "51 TFLOP/s"
+    assert show._rate("gelu", 2.5e12) == "2500.0 GB/s"
+
+
 def test_an_attention_runs():
     for name in ("attention", "attention-backward"):
         CASES[name].work(get_backend("cpu"), TINY).call()
@@ -143,6 +185,8 @@ def test_the_report_is_written_and_drawn(small, capsys, tmp_path):
     assert moons["contenders"]["cpu"]["samples_per_s"] == pytest.approx(
         moons["samples"] / moons["contenders"]["cpu"]["seconds"]
     )
+    assert 0 < moons["contenders"]["cpu"]["gradient_error"] < 1e-5
+    assert re.search(r"^two-moons +cpu +[\d.]+ +1\.00 ", out, re.M)
     memory = moons["contenders"]["cpu"]["memory"]
     assert memory["peak"] > memory["held"]["parameters"] > 0
     assert {"gradients", "optimizer state"} <= set(memory["held"])

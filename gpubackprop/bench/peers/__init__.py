@@ -38,10 +38,11 @@ class Peer(Protocol):
 
     Attributes
     ----------
-    version : the library's.
+    title, version : what the library is, and which one.
     clock : measures its work there.
     """
 
+    title: str
     version: str
     clock: Clock
 

@@ -50,6 +50,8 @@ def make(device: str) -> JaxPeer:
 class JaxPeer:
     """See :class:`~gpubackprop.bench.peers.Peer`."""
 
+    title = "JAX, one jitted function,"
+
     def __init__(self, device: Any) -> None:
         self.device, self.version, self.clock = device, jax.__version__, DoneClock()
 

@@ -49,6 +49,8 @@ def make(device: str) -> TorchPeer:
 class TorchPeer:
     """See :class:`~gpubackprop.bench.peers.Peer`."""
 
+    title = "PyTorch, eager, with its fused optimizer,"
+
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.on_gpu = self.device.type == "cuda"
