@@ -1,10 +1,10 @@
 """The kernel contract: everything that the layers above may ask of a device.
 
 ``Backend`` = primitives (each backend supplies them) + composites (``composites.py``, and by
-subject ``products.py``, ``convolution.py``, ``images.py``, ``norms.py``, ``recurrent.py``,
-``attention.py``) and updates (both defined once, overridden where a fused kernel pays). Derivative
-rules, layers and optimizers speak to a backend and to nothing else; which array library answers is
-the backend's business.
+subject ``products.py``, ``joined.py``, ``convolution.py``, ``images.py``, ``norms.py``,
+``recurrent.py``, ``attention.py``) and updates (both defined once, overridden where a fused kernel
+pays). Derivative rules, layers and optimizers speak to a backend and to nothing else; which array
+library answers is the backend's business.
 
 To add a backend: subclass ``Backend``, supply the primitives, register it in ``device.py``. The
 reflection test compares its signatures with the contract and the parity suite runs it over every
@@ -23,6 +23,7 @@ from gpubackprop.backends.attention import AttentionKernels
 from gpubackprop.backends.chains.chain import Chain
 from gpubackprop.backends.convolution import ConvolutionKernels
 from gpubackprop.backends.images import ImageKernels
+from gpubackprop.backends.joined import JoinedKernels
 from gpubackprop.backends.launching import Arriving, Calls, Here, Launchable, Numbers, Staging
 from gpubackprop.backends.memory import HostMemory, MemoryMeter, MemoryState, host_memory
 from gpubackprop.backends.norms import NormKernels
@@ -38,7 +39,13 @@ Numerics = Literal["native", "deterministic"]
 
 
 class Backend(
-    Updates, ConvolutionKernels, ImageKernels, NormKernels, RecurrentKernels, AttentionKernels
+    Updates,
+    ConvolutionKernels,
+    ImageKernels,
+    NormKernels,
+    RecurrentKernels,
+    AttentionKernels,
+    JoinedKernels,
 ):
     """Kernels on the arrays of one device.
 
@@ -158,7 +165,18 @@ class Backend(
         """
         return None
 
-    # For steps that are repeated; see ``chains/`` and ``launching.py``.
+    # For steps that are repeated; see ``joined.py``, ``chains/`` and ``launching.py``.
+    def joins(self, kernel: str, *args: Any) -> bool:
+        """Whether a kernel that joins a product with others (``joined.py``) saves passes over
+        memory here, and gives what its definition gives.
+
+        Parameters
+        ----------
+        kernel : its name.
+        args : its arguments; of an array, the shape, dtype and strides are looked at.
+        """
+        return False
+
     @property
     def chain_floats(self) -> tuple[np.dtype, ...]:
         """Dtypes of floats for which :meth:`chain` makes kernels; none where it makes none."""
@@ -209,6 +227,11 @@ class Backend(
         Only where calls can be captured.
         """
         raise NotImplementedError(self.capture_trouble())
+
+    def follow(self, last: object | None) -> object | None:
+        """Where the work that is asked for now is done, in order. What was asked for at `last`, an
+        earlier answer, is done before it."""
+        return None
 
     def staging(self) -> Staging | None:
         """Copies to the device beside its work; None where nothing has to be copied."""

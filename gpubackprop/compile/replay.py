@@ -22,6 +22,7 @@ from gpubackprop.compile import passes
 from gpubackprop.compile.accumulate import accumulated, widened
 from gpubackprop.compile.checking import WHOLE
 from gpubackprop.compile.graph import one_launch
+from gpubackprop.compile.joined import joined
 from gpubackprop.compile.plain import Thunk, UnfusedError, thunk
 from gpubackprop.compile.plan import Memory, Plan, lifetimes, peak_of, plan_memory
 from gpubackprop.compile.recompute import recomputed
@@ -114,6 +115,7 @@ class Replay:
         calls = passes.dead(calls, marker.refs)
         if backend.adds_products:
             calls = widened(calls, marker.refs)
+            calls = joined(calls, marker.refs, backend)
         if fast or backend.adds_products:
             calls = accumulated(calls, marker.refs)
         if recompute:
@@ -147,6 +149,7 @@ class Replay:
                 self.reach(i)
                 self.add_plain(call)
         self.launch = one_launch(self, graph)
+        self._place: object | None = None  # where the run before was asked for
         self.report.seconds = time.perf_counter() - began
 
     def _state_bytes(self) -> int:
@@ -229,6 +232,7 @@ class Replay:
         """
         done: list[Live] = []
         try:
+            self._place = self.backend.follow(self._place)
             self._begin(arrays, done)
             if self.launch is None or not self.launch.run(self):
                 for step in self.steps:

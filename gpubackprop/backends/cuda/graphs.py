@@ -64,7 +64,10 @@ class CudaGraphs(DeviceArrays):
 
     def _captured(self, calls: Calls) -> Launchable | str:
         cupy = self.xp
-        pool, usual = cupy.cuda.MemoryPool(), cupy.get_default_memory_pool()
+        pool = cupy.cuda.MemoryPool(self._from_the_driver)
+        usual = cupy.get_default_memory_pool()
+        # What the runs call by call left there to be used again, the capture takes once more.
+        usual.free_all_blocks()
         if limit := usual.get_limit():  # for both together
             pool.set_limit(size=max(limit - usual.used_bytes() - usual.free_bytes(), 1))
         stream = cupy.cuda.Stream(non_blocking=True)
@@ -90,6 +93,16 @@ class CudaGraphs(DeviceArrays):
         made.backend = self
         HOLDERS.add(made)
         return made
+
+    def _from_the_driver(self, size: int) -> Any:
+        """Memory for the pool of a graph, or an error that ends the capture. Told by the driver's
+        own error, a pool would give its free blocks back and ask again: blocks whose addresses are
+        part of the graph."""
+        cuda = self.xp.cuda
+        try:
+            return cuda.MemoryPointer(cuda.Memory(size), 0)
+        except RuntimeError as error:
+            raise MemoryError(f"the graph's pool cannot have {size} bytes more: {error}") from error
 
     @contextlib.contextmanager
     def _nothing_from_the_host(self) -> Iterator[None]:
@@ -123,6 +136,15 @@ class CudaGraphs(DeviceArrays):
             for i in range(0, len(arrays), MOST_AT_ONCE)
         ]
         return self.concatenate(parts, axis)
+
+    def follow(self, last: Any) -> Any:
+        with self._gpu:
+            now = self.xp.cuda.get_current_stream()
+            if last is not None and last.ptr != now.ptr and not now.is_capturing():
+                there = self.xp.cuda.Event(disable_timing=True)
+                there.record(last)
+                now.wait_event(there)
+            return now
 
     def device_numbers(self, dtypes: Sequence[str]) -> Numbers:
         return DeviceNumbers(self, dtypes)
@@ -213,3 +235,8 @@ class DeviceNumbers:
             self._array.set(row, stream=stream)
             copied.record(stream)
         self._fillings += 1
+
+    def __del__(self) -> None:
+        # The rows go back to their pool; no copy may still read them.
+        with contextlib.suppress(Exception), self._gpu:
+            self._copied[(self._fillings - 1) % RUN_AHEAD].synchronize()

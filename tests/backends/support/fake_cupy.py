@@ -158,6 +158,9 @@ class Pool:
     def free_bytes(self) -> int:
         return 0
 
+    def free_all_blocks(self) -> None:
+        """It keeps none."""
+
     def get_limit(self) -> int:
         return self.limit
 

@@ -146,6 +146,7 @@ class Stream:
         self.module, self.name, self.ptr = module, name, len(module.streams)
         self.tasks: list[Callable[[], Any]] = []
         self.ran = 0
+        self.running = False
         self.late = name != "main"
         self.graph: Graph | None = None
         module.streams.append(self)
@@ -156,9 +157,11 @@ class Stream:
             self.run(len(self.tasks))
 
     def run(self, until: int) -> None:
+        before, self.running = self.running, True
         while self.ran < until:
             self.ran += 1
             self.tasks[self.ran - 1]()
+        self.running = before
 
     def __enter__(self) -> Stream:
         self.module.current_streams.append(self)
@@ -238,10 +241,18 @@ class Graph:
         self.uploads += 1
 
 
-class MemoryPool:
-    """``cupy.cuda.MemoryPool``, which hands out free blocks again, the latest first."""
+class CUDARuntimeError(RuntimeError):
+    """What the driver answers where there is no room."""
 
-    def __init__(self) -> None:
+    status = 2
+
+
+class MemoryPool:
+    """``cupy.cuda.MemoryPool``, which hands out free blocks again, the latest first, and gives them
+    back to the driver when that has no room."""
+
+    def __init__(self, allocator: Callable[[int], np.ndarray]) -> None:
+        self.allocator = allocator
         self.blocks: list[np.ndarray] = []
         self.free: list[np.ndarray] = []
         self.reused = self.limit = 0
@@ -257,7 +268,12 @@ class MemoryPool:
         else:
             if self.limit and self.total_bytes() + size > self.limit:
                 raise fake_cupy.OutOfMemoryError(size, self.total_bytes(), self.limit)
-            memory = np.empty(size, np.uint8)
+            try:
+                memory = self.allocator(size)
+            except CUDARuntimeError:
+                self.blocks = [b for b in self.blocks if not any(b is f for f in self.free)]
+                self.free.clear()
+                memory = self.allocator(size)
             self.blocks.append(memory)
         memory[...] = 0xFF
         lent = over(memory, memory.ctypes.data, (size,), None, np.uint8)
@@ -301,6 +317,7 @@ class GraphCuPy(fake_cupy.FakeCuPy):
     launches : of graphs.
     eager : calls of kernels outside of a capture.
     waits : what the host waited for.
+    room : bytes that the driver has for pools of captures.
     """
 
     ndarray = Array
@@ -311,6 +328,7 @@ class GraphCuPy(fake_cupy.FakeCuPy):
         self.log: list[tuple[str, str]] = []
         self.waits: list[str] = []
         self.launches = self.eager = 0
+        self.room = 2**40
         self.roots: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.physical: list[np.ndarray] = []
         self.pools: list[weakref.ref[MemoryPool]] = []
@@ -325,6 +343,8 @@ class GraphCuPy(fake_cupy.FakeCuPy):
             "Stream": lambda non_blocking: Stream(self, f"side {len(self.streams)}"),
             "Event": lambda disable_timing=False: Event(self),
             "get_current_stream": self.stream_now,
+            "Memory": self._from_the_driver,
+            "MemoryPointer": lambda memory, offset: memory,
             "MemoryPool": self._pool,
             "using_allocator": self._using,
             "alloc_pinned_memory": lambda n: self.pinned_allocator(n),
@@ -339,8 +359,19 @@ class GraphCuPy(fake_cupy.FakeCuPy):
         """The current stream."""
         return self.current_streams[-1]
 
-    def _pool(self) -> MemoryPool:
-        pool = MemoryPool()
+    def _from_the_driver(self, size: int) -> np.ndarray:
+        if size > self.room:
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+        memory = np.empty(size, np.uint8)
+        self.room -= size
+        weakref.finalize(memory, self._back_to_the_driver, size)
+        return memory
+
+    def _back_to_the_driver(self, size: int) -> None:
+        self.room += size
+
+    def _pool(self, allocator: Callable[[int], np.ndarray]) -> MemoryPool:
+        pool = MemoryPool(allocator)
         self.pools.append(weakref.ref(pool))
         return pool
 
@@ -375,6 +406,8 @@ class GraphCuPy(fake_cupy.FakeCuPy):
         out = options.get("out")
         if stream.graph is None:
             self.eager += 1
+            if stream is not self.main and not stream.running:
+                stream.run(len(stream.tasks))  # a kernel comes after what its stream has to do
             with np.errstate(all="ignore"):
                 result = function(
                     *map(fake_cupy._reveal, arguments),
