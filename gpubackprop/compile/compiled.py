@@ -8,11 +8,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gpubackprop.autograd import Tensor, precision
+from gpubackprop.autograd import Tensor
 from gpubackprop.autograd.tape import STATE
 from gpubackprop.backends import Backend, get_backend, live
 from gpubackprop.compile.checking import check_replay
-from gpubackprop.compile.entries import CHECKING, PENDING, READY, Entries, Entry
+from gpubackprop.compile.entries import (
+    CHECKING,
+    PENDING,
+    READY,
+    Entries,
+    Entry,
+    Key,
+    described,
+    mode,
+)
 from gpubackprop.compile.guards import UNKNOWN, Guards
 from gpubackprop.compile.matching import UnsettledError, match
 from gpubackprop.compile.replay import compiled_step
@@ -101,7 +110,7 @@ class Compiled:
                 # less time than to work out what the arguments are.
                 entry = self._usual
                 if entry is not None and not kwargs:
-                    arrays = entry.arrays(args, (STATE.recording, precision.current()))
+                    arrays = entry.arrays(args)
                     if arrays is not None and entry.ready():
                         return self._replayed(entry, args, arrays)
                 return self._called(args, kwargs)
@@ -113,8 +122,6 @@ class Compiled:
         constants: list[Any] = []
         pattern = take_out((args, kwargs), given, constants)
         backend = self._backend(given)
-        key: list[Any] = [backend, (STATE.recording, precision.current()), tuple(constants)]
-        arrays = []
         for x in given:
             if isinstance(x, Tensor):
                 if x.node is not None and STATE.recording and x.requires_grad:
@@ -125,19 +132,15 @@ class Compiled:
                     )
                 if x.grad is not None:
                     return self.fn(*args, **kwargs)  # would be added to, from outside
-                arrays.append(x.array)
-                key.append((x.array.shape, x.array.dtype, x.requires_grad))
-            else:
-                arrays.append(x)
-                key.append((x.shape, x.dtype))
-        signature = tuple(key)
-        entry = self.entries.find(signature)
+        arrays = [x.array if isinstance(x, Tensor) else x for x in given]
+        key = Key(backend, mode(), tuple(constants), tuple(described(x) for x in given))
+        entry = self.entries.find(key)
         if self.rehearse is not None and (entry is None or entry.state != READY):
-            entry = self._rehearsed(self.rehearse, signature, backend, pattern, given, arrays)
+            entry = self._rehearsed(self.rehearse, key, pattern, given, arrays)
             if self.eager is not None:
                 return self.fn(*args, **kwargs)
         if entry is None or entry.state == PENDING:
-            return self._record(entry, signature, backend, pattern, given, arrays)
+            return self._record(entry, key, pattern, given, arrays)
         replay = entry.replay
         assert replay is not None and entry.outcome is not None
         if entry.state == CHECKING:
@@ -156,8 +159,7 @@ class Compiled:
     def _rehearsed(
         self,
         save: Callable[[], Callable[[], None]],
-        key: Any,
-        backend: Backend,
+        key: Key,
         pattern: Any,
         given: list[Any],
         arrays: list[Any],
@@ -171,7 +173,7 @@ class Compiled:
                 break
             try:
                 if entry is None or entry.state == PENDING:
-                    self._record(entry, key, backend, pattern, given, arrays)
+                    self._record(entry, key, pattern, given, arrays)
                 else:
                     self._check(entry, pattern, given, arrays)
             finally:
@@ -182,8 +184,7 @@ class Compiled:
     def _record(
         self,
         entry: Entry | None,
-        key: Any,
-        backend: Backend,
+        key: Key,
         pattern: Any,
         given: list[Any],
         arrays: list[Any],
@@ -192,6 +193,7 @@ class Compiled:
         time."""
         if entry is None:
             entry = self.entries.new(key)
+        backend = key.backend
         before = entry.outcome
         leaves = [] if before is None else list(before.recording.leaves.values())
         grads = {id(t): None if t.grad is None else t.grad.array for t in leaves}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpubackprop.autograd import Tensor
+from gpubackprop.autograd import Tensor, precision
+from gpubackprop.autograd.tape import STATE
+from gpubackprop.backends import Backend
 from gpubackprop.compile.guards import Guards
 from gpubackprop.compile.replay import Replay
 from gpubackprop.compile.session import Outcome
@@ -13,20 +15,49 @@ from gpubackprop.compile.session import Outcome
 PENDING, CHECKING, READY = "recorded", "to be checked", "replayed"
 
 
+class Key(NamedTuple):
+    """What a call is told from others by.
+
+    Attributes
+    ----------
+    backend : of the tensors.
+    mode : see :func:`mode`.
+    constants : what among the arguments is no array.
+    arrays : what is (see :func:`described`).
+    """
+
+    backend: Backend
+    mode: tuple[bool, str]
+    constants: tuple[Any, ...]
+    arrays: tuple[tuple[Any, ...], ...]
+
+
+def mode() -> tuple[bool, str]:
+    """Whether gradients are recorded, and the precision."""
+    return STATE.recording, precision.current()
+
+
+def described(x: Any) -> tuple[Any, ...]:
+    """Shape and dtype of an argument, and of a tensor whether it requires a gradient."""
+    if isinstance(x, Tensor):
+        array = x.array
+        return array.shape, array.dtype, x.requires_grad
+    return x.shape, x.dtype
+
+
 class Entry:
     """One way through a function: for arguments of certain shapes, in a certain state.
 
     Attributes
     ----------
-    key : device; whether gradients are recorded, and the precision; constants, then shape and
-        dtype of each array among the arguments.
+    key : what calls it is for.
     outcome, guards : the latest recording, and what it takes for granted.
     replay : the compiled step, once two recordings agreed.
     state : what the next call does.
     calls : how many were replayed.
     """
 
-    def __init__(self, key: Any) -> None:
+    def __init__(self, key: Key) -> None:
         self.key = key
         self.outcome: Outcome | None = None
         self.guards: Guards | None = None
@@ -36,25 +67,23 @@ class Entry:
         self.calls = 0
         self.checked: str = "not compared with the eager step"
 
-    def arrays(self, args: Sequence[Any], now: tuple[bool, str]) -> list[Any] | None:
-        """The arrays of arguments that are tensors like those of this entry; None where one is
-        something else, or gradients are recorded or products made in another way."""
-        backend, mode, _, *tensors = self.key
-        if len(args) != len(tensors) or mode != now:
+    def arrays(self, args: Sequence[Any]) -> list[Any] | None:
+        """The arrays of arguments that are tensors and nothing else, and make up this entry's key;
+        None where they do not, or a tensor has a history or a gradient."""
+        backend, now, _, arrays = self.key
+        if len(args) != len(arrays) or now != mode():
             return None
         found = []
-        for x, like in zip(args, tensors, strict=True):
+        for x, like in zip(args, arrays, strict=True):
             if (
                 type(x) is not Tensor
                 or x.backend is not backend
                 or x.node is not None
                 or x.grad is not None
+                or described(x) != like
             ):
                 return None
-            array = x.array
-            if (array.shape, array.dtype, x.requires_grad) != like:
-                return None
-            found.append(array)
+            found.append(x.array)
         return found
 
     def ready(self) -> bool:
@@ -77,7 +106,7 @@ class Entries:
         self.items: list[Entry] = []
         self.events: list[str] = []
 
-    def find(self, key: Any) -> Entry | None:
+    def find(self, key: Key) -> Entry | None:
         """The entry for a key whose guards hold."""
         reasons = []
         open_: list[Entry] = []
@@ -100,7 +129,7 @@ class Entries:
             self.note(f"recorded anew: {_changed(self.items[-1].key, key)}")
         return None
 
-    def new(self, key: Any) -> Entry:
+    def new(self, key: Key) -> Entry:
         """A further entry; the one used longest ago makes room."""
         entry = Entry(key)
         self.items.append(entry)
@@ -131,17 +160,17 @@ class Entries:
             self.events.append(words)
 
 
-def _changed(before: Any, now: Any) -> str:
-    if len(before) != len(now):
+def _changed(before: Key, now: Key) -> str:
+    if len(before.arrays) != len(now.arrays):
         return "another number of arguments"
-    for a, b in zip(before[3:], now[3:], strict=True):
+    for a, b in zip(before.arrays, now.arrays, strict=True):
         if a != b:
             return f"an argument is {b[1]} {list(b[0])} where it was {a[1]} {list(a[0])}"
-    for a, b in zip(before[2], now[2], strict=False):
+    for a, b in zip(before.constants, now.constants, strict=False):
         if a != b:
             return f"an argument is {b[1]!r} where it was {a[1]!r}"
-    if before[1] == now[1]:
+    if before.mode == now.mode:
         return "another device"
-    if before[1][1] != now[1][1]:
-        return f"the precision is {now[1][1]!r} where it was {before[1][1]!r}"
+    if before.mode[1] != now.mode[1]:
+        return f"the precision is {now.mode[1]!r} where it was {before.mode[1]!r}"
     return "gradients are recorded, or no longer"

@@ -35,8 +35,8 @@ def describe(compiled: Compiled, calls: bool = False) -> str:
 
 
 def _entry(entry: Entry, calls: bool) -> list[str]:
-    shapes = ", ".join(f"{k[1]} {list(k[0])}" for k in entry.key[3:]) or "no arrays"
-    lines = [f"  {shapes} on {entry.key[0].device}:"]
+    shapes = ", ".join(f"{k[1]} {list(k[0])}" for k in entry.key.arrays) or "no arrays"
+    lines = [f"  {shapes} on {entry.key.backend.device}:"]
     replay = entry.replay
     if replay is None:
         lines.append(f"    recorded {entry.recordings} time(s), not compiled yet")
