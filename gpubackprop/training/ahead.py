@@ -165,16 +165,19 @@ class Updates:
         }
         given = tensors(asked.batch, step.backend)
         try:
-            words = nonfinite.find(
+            words, in_data = nonfinite.find(
                 *(step.model, step.optimizer, given, before), lambda: step.run(asked.batch)
             )
         finally:
             step.numerics.go_on()
             self.look_at_model()
             asked.put_back()
+        hint = "mend or leave out such samples"
+        if not in_data:
+            hint = f"{step.numerics.hint} may help"
         return NonFiniteError(
             f"step {run.step + 1} (epoch {run.epoch + 1}, batch {run.batch + 1}): {words}; the "
-            f"weights are those of before this step; {step.numerics.hint} may help"
+            f"weights are those of before this step; {hint}"
         )
 
 

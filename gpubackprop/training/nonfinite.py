@@ -48,7 +48,7 @@ def find(
     batch: Sequence[Tensor],
     random: Mapping[str, Any],
     run: Callable[[], Any],
-) -> str:
+) -> tuple[str, bool]:
     """Run a batch again and say in words where the first value that is not finite came from.
 
     Parameters
@@ -61,17 +61,17 @@ def find(
 
     Returns
     -------
-    str
-        A sentence without a full stop.
+    words, in_data : a sentence without a full stop, and whether the batch itself is at fault.
     """
     model.load_random_state(random)
     for number, x in enumerate(batch):
         if trouble := _trouble(x.backend, [x.array]):
             what = "the targets" if number == len(batch) - 1 else f"input {number}"
-            return f"{what} of the batch hold {trouble}"
+            holds = "hold" if number == len(batch) - 1 else "holds"
+            return f"{what} of the batch {holds} {trouble}{_first(x)}", True
     for name, p in model.named_parameters():
         if trouble := _trouble(p.backend, [p.array]):
-            return f"the parameter {name!r} holds {trouble} already before this step"
+            return f"the parameter {name!r} holds {trouble} already before this step", False
     finder = Finder(model)
     before = STATE.observer
     STATE.observer = finder
@@ -79,7 +79,7 @@ def find(
     try:
         run()
     except _Found as found:
-        return str(found)
+        return str(found), False
     finally:
         STATE.observer = before
         model.load_random_state(random)
@@ -87,8 +87,8 @@ def find(
     optimizer.zero_grad()
     for name, g in gradients:
         if trouble := _trouble(g.backend, [g.array]):
-            return f"the gradient of the parameter {name!r} adds up to {trouble}"
-    return "every value was finite when the batch was run again"
+            return f"the gradient of the parameter {name!r} adds up to {trouble}", False
+    return "every value was finite when the batch was run again", False
 
 
 class Finder:
@@ -157,6 +157,14 @@ def _trouble(backend: Backend, arrays: Iterable[Array]) -> str:
         parts = [f"{nans:,} NaN"] * bool(nans) + [f"{infinite:,} infinite"] * bool(infinite)
         return f"{' and '.join(parts)} of {host.size:,} values"
     return ""
+
+
+def _first(x: Tensor) -> str:
+    """Where the first value of an array that is not finite stands, in words."""
+    if not x.ndim:
+        return ""
+    place = np.argwhere(~np.isfinite(np.asarray(x.numpy(), np.float64)))[0]
+    return f", the first at {place.tolist()}"
 
 
 def _range(x: Tensor) -> str:

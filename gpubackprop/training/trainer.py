@@ -19,7 +19,7 @@ from gpubackprop.errors import CheckpointError, ConfigError, NonFiniteError
 from gpubackprop.nn import Module
 from gpubackprop.optim import GradScaler, Optimizer, Scheduler
 from gpubackprop.optim.schedules import Schedule
-from gpubackprop.training import nonfinite, room
+from gpubackprop.training import arguments, nonfinite, room
 from gpubackprop.training.ahead import Updates
 from gpubackprop.training.checkpoint import CheckpointFolder
 from gpubackprop.training.evaluation import Batch, evaluate
@@ -105,6 +105,11 @@ class Trainer:
         info: Mapping[str, Any] | None = None,
         attached: Mapping[str, np.ndarray[Any, Any]] | None = None,
     ) -> None:
+        arguments.check(
+            *(model, loss, optimizer),
+            {"loader": loader, "validation": validation},
+            {"clip_norm": clip_norm, "clip_value": clip_value},
+        )
         if not len(loader):
             raise ConfigError("Trainer: the loader has no batch to train on")
         if stopping is not None and validation is None:
@@ -132,7 +137,7 @@ class Trainer:
         self.run = RunState()
         self._best: dict[str, np.ndarray[Any, Any]] | None = None
         self._latest: dict[str, np.ndarray[Any, Any]] | None = None
-        self._resumed = False
+        self._resumed = self._looked = False
         self._guard = Guard()
         self._updates = Updates(self._step, self.run, self.scheduler)
         self._mark = 0.0
@@ -277,6 +282,9 @@ class Trainer:
         # What is not finite is looked for, and named.
         with np.errstate(all="ignore"), updates.all_heard(self._book):
             for batch in self._step.feed(self.loader.batches(run.epoch, run.batch)):
+                if not self._looked:
+                    arguments.look_at(batch, self.optimizer)
+                    self._looked = True
                 updates.ask(batch, self.clip_value, self.clip_norm)
                 self._hear(updates.ahead)
                 due = every is not None and (run.step + len(updates)) % every == 0
@@ -335,7 +343,7 @@ class Trainer:
     def _cost(self, outputs: Any, target: Tensor) -> Tensor:
         """The loss that is set now: it may be exchanged between two epochs."""
         live.constant(lambda: self.loss)
-        return self.loss(outputs, target)
+        return arguments.cost_of(self.loss(outputs, target))
 
     def _figures(self) -> dict[str, Any]:
         """The figures of the epoch that has just been trained."""

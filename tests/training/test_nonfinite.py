@@ -92,8 +92,10 @@ def test_the_first_operation_is_named_not_a_later_one():
 def test_in_the_data(value):
     x = np.array(GOOD, np.float32)
     x[3, 1] = value
-    with pytest.raises(NonFiniteError, match="step 2 .*: input 0 of the batch hold 1 "):
+    with pytest.raises(NonFiniteError, match="step 2 .*: input 0 of the batch holds 1 ") as caught:
         trainer(nn.Identity(), x).fit(1)
+    assert "the first at [1, 1]" in str(caught.value)
+    assert str(caught.value).endswith("mend or leave out such samples")
     with pytest.raises(NonFiniteError, match="the targets of the batch hold 1 "):
         trainer(nn.Identity(), GOOD, target=x).fit(1)
 

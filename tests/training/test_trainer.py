@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn, optim
 from gpubackprop.data import ArrayDataset, DataLoader
-from gpubackprop.errors import CheckpointError, ConfigError
+from gpubackprop.errors import CheckpointError, ConfigError, DTypeError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812
 from gpubackprop.optim.schedules import Cosine, StepDecay
 from gpubackprop.training import EarlyStopping, Progress, Trainer, evaluate
@@ -215,6 +216,71 @@ def test_wrong_arguments():
     for epochs in (0, -1, 1.5, True, "3"):
         with pytest.raises(ConfigError, match="epochs must be"):
             Trainer(model, F.mse_loss, optimizer, loader=loader).fit(epochs)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"model": lambda x: x}, "model must be of the class Module, not function"),
+        ({"loss": nn.MSELoss}, "loss must be a function .*, not the class MSELoss"),
+        ({"loss": "mse"}, "loss must be a function .*, not str"),
+        ({"optimizer": "adam"}, "optimizer must be of the class Optimizer, not str"),
+        (
+            {"optimizer": optim.SGD(nn.Linear(1, 1).parameters())},
+            r"none of the 2 parameters of the optimizer belongs to the model \(Linear, 2 para",
+        ),
+        ({"loader": ArrayDataset(np.zeros((4, 1)))}, "loader must be a DataLoader, not ArrayData"),
+        ({"validation": (1, 2)}, "validation must be a DataLoader, not tuple"),
+        ({"clip_norm": -1.0}, "clip_norm must be a number from 0 on, not -1.0"),
+        ({"clip_value": "1"}, "clip_value must be a number from 0 on, not '1'"),
+    ],
+)
+def test_mistaken_arguments_are_named(wrong, words):
+    model = nn.Linear(1, 1)
+    data = ArrayDataset(np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32))
+    given = {
+        "model": model,
+        "loss": F.mse_loss,
+        "optimizer": optim.SGD(model.parameters()),
+        "loader": DataLoader(data, 2),
+    }
+    with pytest.raises(ConfigError, match=words):
+        Trainer(**(given | wrong))
+
+
+@pytest.mark.filterwarnings("ignore:.* is not compiled:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda y, t: None, "gave NoneType, not a Tensor of one element"),
+        (lambda y, t: F.mse_loss(y, t).item(), "gave float, not a Tensor"),
+        (lambda y, t: F.mse_loss(y, t, reduction="none"), r"gave a tensor of shape \(2, 1\)"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_loss_that_is_none_is_named(loss, words, compiled):
+    model = nn.Linear(1, 1)
+    data = ArrayDataset(np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32))
+    optimizer = optim.SGD(model.parameters())
+    made = Trainer(model, loss, optimizer, loader=DataLoader(data, 2), compile=compiled)
+    with pytest.raises((DTypeError, ShapeError), match=words):
+        made.fit(1)
+
+
+def test_float64_inputs_of_a_float32_network_are_said_once():
+    model = nn.Linear(1, 1)
+    data = ArrayDataset(np.zeros((4, 1)), np.zeros((4, 1), np.float32))
+    optimizer = optim.SGD(model.parameters())
+    made = Trainer(model, F.mse_loss, optimizer, loader=DataLoader(data, 2))
+    with pytest.warns(RuntimeWarning, match=r"float64 .* parameters are float32.*astype") as found:
+        made.fit(2)
+    assert len(found) == 1
+    wide = nn.Linear(1, 1, dtype=np.float64)
+    optimizer = optim.SGD(wide.parameters())
+    made = Trainer(wide, F.mse_loss, optimizer, loader=DataLoader(data, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.fit(1)
 
 
 # What is shown.
