@@ -36,7 +36,10 @@ class Section:
     values, grads : flat buffers. Elements between two parameters are zero in both, at all times.
     value_views, grad_views : each parameter's part of them, in its shape.
     slots : further buffers of the same layout, by name; zero where nothing was written.
+    clipped_at : the tape's number when gradients here were clipped last.
     """
+
+    clipped_at = -1
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)

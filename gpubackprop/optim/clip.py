@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.autograd.tape import next_number
 from gpubackprop.backends import Array, Backend
 from gpubackprop.errors import ConfigError, DeviceError, NonFiniteError
 from gpubackprop.nn.arena import Section
@@ -17,12 +18,13 @@ from gpubackprop.optim.optimizer import Optimizer, parameters_of
 Source = Iterable[Tensor] | Optimizer | Tensor
 
 
-def flat_gradients(source: Source) -> list[tuple[Backend, Array]]:
+def flat_gradients(source: Source, clip: bool = False) -> list[tuple[Backend, Array]]:
     """All gradients as few arrays: neighbours in an arena together, the others one by one.
 
     Parameters
     ----------
     source : an optimizer, or tensors. Those without a gradient are skipped.
+    clip : whether they will be clipped, which their arenas then know.
 
     Returns
     -------
@@ -42,6 +44,9 @@ def flat_gradients(source: Source) -> list[tuple[Backend, Array]]:
         else:
             mask = masks.setdefault(id(section), (section, [False] * len(section.tensors)))[1]
             mask[i] = True
+    if clip:
+        for section, _ in masks.values():
+            section.clipped_at = next_number()
     spans = [
         (section.backend, section.grads[start:stop])
         for section, mask in masks.values()
@@ -150,11 +155,13 @@ def clip_grad_norm_(
 
     Notes
     -----
-    The factor is min(1, max_norm / (norm + 1e-6)), Pascanu et al. 2013 with PyTorch's guard.
+    The factor is min(1, max_norm / (norm + 1e-6)), Pascanu et al. 2013 with PyTorch's guard. Under
+    float16, gradients are scaled until :meth:`GradScaler.step`, which clips by itself; to clip here
+    call :meth:`GradScaler.unscale_` before, or `step` will refuse.
     """
     if not max_norm >= 0:
         raise ConfigError(f"clip_grad_norm_: max_norm must not be negative, not {max_norm}")
-    parts = flat_gradients(source)
+    parts = flat_gradients(source, clip=True)
     norm = _norm(parts, norm_type)
     if error_if_nonfinite and not math.isfinite(norm.item()):
         raise NonFiniteError(
@@ -179,5 +186,5 @@ def clip_grad_value_(source: Source, clip_value: float) -> None:
     """
     if not clip_value >= 0:
         raise ConfigError(f"clip_grad_value_: clip_value must not be negative, not {clip_value}")
-    for backend, g in flat_gradients(source):
+    for backend, g in flat_gradients(source, clip=True):
         backend.clip(g, -clip_value, clip_value, out=g)

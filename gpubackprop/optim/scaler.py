@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import REGISTRY, Tensor, apply
+from gpubackprop.autograd.tape import next_number
 from gpubackprop.backends import Array, Backend, get_backend
 from gpubackprop.errors import CheckpointError, ConfigError, DeviceError
 from gpubackprop.optim.clip import flat_gradients
@@ -75,10 +76,14 @@ class GradScaler:
         self._norm = backend.zeros((), SCALE)
         self._nothing = backend.zeros((), np.dtype(bool))
         self._unscaled: set[int] = set()
+        self._scaled_at: int | None = None  # the tape's number at the first loss since `update`
 
     # A step.
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the scale, in float32: call ``backward()`` on it."""
+        """The loss times the scale, in float32: call ``backward()`` on it. From then on ``grad`` of
+        every parameter is larger by that factor, until :meth:`unscale_`; :meth:`step` takes it into
+        account."""
+        self._begin()
         self._check_device(loss.backend)
         wide = loss if loss.dtype.itemsize >= SCALE.itemsize else loss.astype(SCALE)
         return apply(REGISTRY["multiply"], wide, Tensor(self._scale, self.backend))
@@ -86,6 +91,7 @@ class GradScaler:
     def cotangent(self, loss: Tensor, share: float = 1.0) -> Tensor:
         """What to begin the backward pass of a loss with: the scale times `share`, in the shape of
         the loss."""
+        self._begin()
         kernels = self.backend
         value = self._scale if share == 1.0 else kernels.multiply(self._scale, share)
         return Tensor(kernels.reshape(value, loss.shape), kernels)
@@ -97,8 +103,9 @@ class GradScaler:
         Raises
         ------
         ConfigError
-            If it was done already.
+            If it was done already, or the gradients were clipped before.
         """
+        self._refuse_clipped(optimizer)
         if id(optimizer) in self._unscaled:
             raise ConfigError(
                 "GradScaler.unscale_: the gradients of this optimizer are unscaled already; call "
@@ -139,6 +146,11 @@ class GradScaler:
         ----------
         max_norm : the largest norm of all (unscaled) gradients as one vector; longer ones are
             shortened to it, as by :func:`~gpubackprop.optim.clip_grad_norm_`.
+
+        Raises
+        ------
+        ConfigError
+            If the gradients were clipped since :meth:`scale`, and not unscaled before.
         """
         earlier = self.backend.copy(self._found)  # of other optimizers of this step
         found, _ = self.look(optimizer)
@@ -150,6 +162,7 @@ class GradScaler:
     ) -> None:
         """:meth:`step` by what the last :meth:`look` found; where `hold` (0-d bool, of the device)
         is true, the step is skipped in any case."""
+        self._refuse_clipped(optimizer)
         kernels = self.backend
         factor: Any = None if id(optimizer) in self._unscaled else self._inverse()
         if max_norm is not None:
@@ -183,6 +196,23 @@ class GradScaler:
             kernels.copyto(array, kernels.where(hold, value, array))
         kernels.copyto(found, self._nothing)
         self._unscaled.clear()
+        self._scaled_at = None
+
+    def _begin(self) -> None:
+        if self._scaled_at is None:
+            self._scaled_at = next_number()
+
+    def _refuse_clipped(self, optimizer: Optimizer) -> None:
+        """Gradients that are larger by the scale have been clipped to next to nothing."""
+        since = self._scaled_at
+        if since is None or id(optimizer) in self._unscaled:
+            return
+        if any(section.clipped_at > since for section in optimizer.arena.sections):
+            raise ConfigError(
+                "GradScaler: the gradients of this optimizer were clipped while they were "
+                "multiplied by the scale; use step(optimizer, max_norm=...), or call "
+                "unscale_(optimizer) before the clipping"
+            )
 
     def _counted(self) -> tuple[Array, Array, Array]:
         return self._scale, self._growth, self._skipped

@@ -206,6 +206,37 @@ def test_clipping_is_that_of_the_unscaled_gradients(max_norm, unscaled):
         np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("tensors", [True, False], ids=["parameters", "optimizer"])
+@pytest.mark.parametrize("clip", [optim.clip_grad_norm_, optim.clip_grad_value_])
+def test_clipping_scaled_gradients_is_refused(clip, tensors):
+    """They would end up smaller than was asked for, by the scale."""
+    params = parameters()
+    optimizer, scaler = optim.SGD(params, lr=0.1), GradScaler("cpu")
+    source = params if tensors else optimizer
+    before = [p.numpy().copy() for p in params]
+
+    def backward():
+        optimizer.zero_grad()
+        scaler.scale(sum((p * p).sum() for p in params)).backward()
+
+    for end in (scaler.step, scaler.unscale_):
+        backward()
+        clip(source, 1.0)
+        with pytest.raises(ConfigError, match=r"clipped while.*max_norm=.*unscale_\(optimizer\)"):
+            end(optimizer)
+        scaler.update()
+    for p, value in zip(params, before, strict=True):
+        np.testing.assert_array_equal(p.numpy(), value)
+    clip(source, 1.0)  # of an earlier step, or of a loop without a scale
+    for _ in range(2):
+        backward()
+        scaler.unscale_(optimizer)
+        clip(source, 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    assert not np.array_equal(params[0].numpy(), before[0])
+
+
 def test_squares_that_float32_cannot_hold():
     """Norms of gradients at a large scale are neither infinite nor zero."""
     for factor in (2.0**100, 2.0**-100):
