@@ -126,7 +126,8 @@ class Backend(
         raise NotImplementedError
 
     def extent(self, owner: Any) -> tuple[int, int]:
-        """Addresses of the first byte and of the byte after the last of what :meth:`owner` gave."""
+        """Addresses of the first byte and of the byte after the last of what :meth:`owner` gave, or
+        of any array."""
         raise NotImplementedError
 
     def view_at(self, owner: Any, offset: int, shape: Shape, strides: Shape, dtype: Any) -> Array:

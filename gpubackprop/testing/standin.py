@@ -117,7 +117,7 @@ class StandInBackend(ArrayBackend):
         return self._host.layout(x.hidden)
 
     def extent(self, owner: Any) -> tuple[int, int]:
-        return self._host.extent(owner)
+        return self._host.extent(owner.hidden if isinstance(owner, StandInArray) else owner)
 
     def view_at(self, owner: Any, offset: int, shape: Shape, strides: Shape, dtype: Any) -> Array:
         hidden = owner.hidden if isinstance(owner, StandInArray) else owner
