@@ -60,6 +60,13 @@ class Compiled:
     ) -> None:
         if not callable(fn):
             raise CompileError(f"compile: fn is a {type(fn).__name__}; give a function or a module")
+        for option, given in (("check", check), ("strict", strict), ("recompute", recompute)):
+            _require(option, given, isinstance(given, bool), "True or False")
+        for option, choice in (("fast", fast), ("graph", graph)):
+            sound = choice is None or isinstance(choice, bool)
+            _require(option, choice, sound, "True, False or None")
+        whole = isinstance(cache, int) and not isinstance(cache, bool) and cache > 0
+        _require("cache", cache, whole, "a whole number from 1 on")
         self.fn, self.check, self.fast, self.strict = fn, check, fast, strict
         self.device, self.recompute, self.rehearse = device, recompute, rehearse
         self.graph = graph
@@ -329,6 +336,11 @@ def native_trouble() -> str | None:
     except ImportError as error:
         return f"{error}; install the extra: pip install 'gpubackprop[fast]'"
     return None if blas.available() else "this NumPy does not bring the BLAS that they call"
+
+
+def _require(option: str, given: Any, sound: bool, allowed: str) -> None:
+    if not sound:
+        raise CompileError(f"compile: {option} must be {allowed}, not {given!r}")
 
 
 def _require_native() -> None:

@@ -85,6 +85,8 @@ class _Matching:
 
     def refs(self, a: Ref, b: Ref, where: str) -> None:
         if (a.shape, a.strides, a.dtype, a.offset) != (b.shape, b.strides, b.dtype, b.offset):
+            if a.buffer.kind == b.buffer.kind == "external" and a.buffer.array is b.buffer.array:
+                raise self.moved(b, where)
             raise UnsettledError(f"{where}: {a} in one call, {b} in the next")
         partner = self.partners.get(a.buffer)
         if partner is b.buffer:
@@ -107,12 +109,15 @@ class _Matching:
             )
         )
         if not same:
-            raise CompileError(
-                f"{where}: an array of {y.dtype} {list(y.shape)} that is no argument was another "
-                "one at the next call; a replay would go on using the old one. Pass it to the "
-                "compiled function as an argument (random numbers: draw with the project's "
-                "generators)"
-            )
+            raise self.moved(b, where)
+
+    def moved(self, b: Ref, where: str) -> CompileError:
+        return CompileError(
+            f"{where}: an array of {b.dtype} {list(b.shape)} that is no argument was another one "
+            "(or another part of one) at the next call; a replay would go on using the old one. "
+            "Pass it to the compiled function as an argument (random numbers: draw with the "
+            "project's generators)"
+        )
 
     def constants(self, a: Any, b: Any, where: str, call: Call) -> None:
         if a is b:

@@ -7,10 +7,12 @@ Nothing is kept alive by the recording but what came from outside.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,10 +175,13 @@ class Recorder:
 
     def _look(self, array: Any) -> None:
         if isinstance(array, self.backend.array_type) and self.known(array):
+            ref = self.ref_of(array)
+            made = f", made by {ref.buffer.made_by}" if ref.buffer.made_by else ", of an argument"
             raise CompileError(
-                "a compiled function looked at a number that it computes (float(), int(), .item(), "
-                ".numpy(), print, or `if` on a tensor): a replay cannot take another way because of"
-                " it. Return the tensor and look at it outside, or choose with gb.where"
+                f"a compiled function looked at a number that it computes ({ref.dtype} "
+                f"{list(ref.shape)}{made}{users_line()}) with float(), int(), .item(), .numpy(), "
+                "print, or `if` on a tensor: a replay cannot take another way because of it. Return"
+                " the tensor and look at it outside, or choose with gb.where"
             )
 
     # Live numbers.
@@ -214,6 +219,17 @@ class Recorder:
 
     def leave(self, module: Any) -> None:
         """Nothing to note."""
+
+
+def users_line() -> str:
+    """``", line 7 of step.py"``: where the caller's own code is now; empty where there is none."""
+    package = str(Path(__file__).parents[1])
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        if frame.f_back is None:
+            return ""
+        frame = frame.f_back
+    return f", line {frame.f_lineno} of {Path(frame.f_code.co_filename).name}"
 
 
 @contextmanager

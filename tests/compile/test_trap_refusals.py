@@ -12,7 +12,7 @@ from gpubackprop import nn, optim
 from gpubackprop.compile.api import compile
 from gpubackprop.compile.compiled import Compiled
 from gpubackprop.errors import CompileError
-from tests.compile.support.steps import Net, agree, x_of
+from tests.compile.support.steps import RNG, Net, agree, x_of
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,38 @@ def test_re_entrance() -> None:
 def test_not_a_function() -> None:
     with pytest.raises(CompileError, match="function"):
         compile(3)
+
+
+def test_a_number_that_is_looked_at_is_named_with_the_line() -> None:
+    def step(x):
+        y = gb.tanh(x).sum(axis=0)
+        return y * y.numpy()[0]
+
+    line = step.__code__.co_firstlineno + 2
+    words = rf"float32 \[4\], made by sum, line {line} of test_trap_refusals\.py\) with float\(\)"
+    with pytest.raises(CompileError, match=words):
+        compile(step)(x_of())
+
+
+def test_a_window_that_moves_over_an_outside_array() -> None:
+    data = RNG.standard_normal((60, 4)).astype(np.float32)
+    place = [0]
+
+    def step(x):
+        place[0] += 6
+        return (x * gb.tensor(data[place[0] : place[0] + 6])).sum()
+
+    compiled = compile(step)
+    with pytest.raises(CompileError, match="another part of one.* as an argument"):
+        for _ in range(4):
+            compiled(x_of())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"graph": "yes"}, {"fast": 1}, {"check": None}, {"recompute": 2}, {"cache": 0}, {"strict": 1}],
+)
+def test_wrong_options_are_named(wrong) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(CompileError, match=rf"compile: {name} must be .*, not {value!r}"):
+        compile(lambda x: x, **wrong)
