@@ -8,30 +8,10 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop import nn, optim, testing
+from gpubackprop import optim
 from gpubackprop.nn import functional as F
-
-PLACES = [
-    pytest.param(place, id=place.name, marks=[pytest.mark.gpu] if place.name == "cuda" else [])
-    for place in testing.backends()
-]
-
-
-def network(kind: str) -> tuple[nn.Module, Any, Any]:
-    generator, rng = gb.Generator(4), np.random.default_rng(2)
-    if kind == "pictures":
-        net: nn.Module = nn.Sequential(
-            nn.Conv2d(1, 4, 3, generator=generator),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Dropout(0.3, generator=generator.split()),
-            nn.Linear(36, 5, generator=generator),
-        )
-        return net, rng.standard_normal((6, 1, 8, 8)).astype(np.float32), rng.integers(0, 5, 6)
-    net = nn.TransformerLM(11, 16, 1, 2, 8, generator=generator)
-    return net, rng.integers(0, 11, (3, 8)), rng.integers(0, 11, (3, 8))
+from tests.compile.support.steps import small_network
+from tests.places import PLACES
 
 
 @pytest.mark.parametrize("kind", ["pictures", "text"])
@@ -42,7 +22,7 @@ def test_a_compiled_step_is_that_of_the_function(place: Any, kind: str) -> None:
     backend = place.backend
     found = []
     for compiled in (False, True):
-        net, x, y = network(kind)
+        net, x, y = small_network(kind)
         net.to(backend)
         optimizer = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         scheduler = optim.Scheduler(optimizer, optim.schedules.Cosine(steps=20))

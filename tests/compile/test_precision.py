@@ -8,39 +8,20 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop import nn, optim, testing
+from gpubackprop import optim
 from gpubackprop.nn import functional as F
+from tests.compile.support.steps import small_network
+from tests.places import PLACES
 
 pytest.importorskip("ml_dtypes")
 
-PLACES = [
-    pytest.param(place, id=place.name, marks=[pytest.mark.gpu] if place.name == "cuda" else [])
-    for place in testing.backends()
-]
 MIXED = ["bf16-mixed", "fp16-mixed"]
 # How far costs may be apart that were computed in another order, and rounded to these digits.
 DIGITS = {"float32": 1e-3, "tf32": 1e-2, "bf16-mixed": 3e-2, "fp16-mixed": 1e-2}
 
 
-def network(kind: str) -> tuple[nn.Module, Any, Any]:
-    generator, rng = gb.Generator(4), np.random.default_rng(2)
-    if kind == "pictures":
-        net: nn.Module = nn.Sequential(
-            nn.Conv2d(1, 4, 3, generator=generator),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Dropout(0.3, generator=generator.split()),
-            nn.Linear(36, 5, generator=generator),
-        )
-        return net, rng.standard_normal((6, 1, 8, 8)).astype(np.float32), rng.integers(0, 5, 6)
-    net = nn.TransformerLM(11, 16, 1, 2, 8, generator=generator)
-    return net, rng.integers(0, 11, (3, 8)), rng.integers(0, 11, (3, 8))
-
-
 def train(kind: str, precision: str, device: Any, compiled: bool, steps: int = 12) -> Any:
-    net, x, y = network(kind)
+    net, x, y = small_network(kind)
     net.to(device)
     optimizer = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     scaler = optim.GradScaler(device, init_scale=2.0**24, growth_interval=4)
@@ -129,7 +110,7 @@ def test_values_of_half_precision_on_a_gpu_are_those_of_the_cpu(precision: str) 
     """The rounded copy of the parameters has the same bits: both round to the nearest even."""
     found = []
     for device in ("cpu", "cuda"):
-        net, x, _ = network("pictures")
+        net, x, _ = small_network("pictures")
         net.to(device)
         optimizer = optim.SGD(net.parameters(), lr=0.1)
         with gb.precision(precision):

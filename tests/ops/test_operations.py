@@ -8,6 +8,7 @@ import pytest
 import gpubackprop  # noqa: F401 - registers the operations
 from gpubackprop import testing
 from gpubackprop.autograd import REGISTRY
+from tests.places import PLACES
 
 SAMPLES = [
     pytest.param(op, sample, id=f"{op.name}-{i}")
@@ -18,11 +19,7 @@ DIFFERENTIABLE = [
     p for p in SAMPLES if p.values[0].backward is not None and p.values[1].differentiable
 ]
 TWICE = [p for p in DIFFERENTIABLE if p.values[0].order >= 2]
-PLACES = [
-    pytest.param(place, id=place.name, marks=[pytest.mark.gpu] if place.name == "cuda" else [])
-    for place in testing.backends()
-    if place.name != "cpu"
-]
+OTHERS = [place for place in PLACES if place.id != "cpu"]
 
 
 @pytest.mark.parametrize("op", REGISTRY.values(), ids=list(REGISTRY))
@@ -65,7 +62,7 @@ def test_second_derivative(op, sample):
     testing.check_second_order(op, sample)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", OTHERS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(("op", "sample"), SAMPLES)
 def test_parity(op, sample, dtype, place):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import gpubackprop as gb
@@ -34,6 +36,24 @@ class Net(nn.Module):
 
     def forward(self, x: gb.Tensor) -> gb.Tensor:
         return self.second(self.drop(gb.tanh(self.first(x))))
+
+
+def small_network(kind: str) -> tuple[nn.Module, Any, Any]:
+    """A network for pictures or for text, and a batch for it."""
+    generator, rng = gb.Generator(4), np.random.default_rng(2)
+    if kind == "pictures":
+        net: nn.Module = nn.Sequential(
+            nn.Conv2d(1, 4, 3, generator=generator),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.3, generator=generator.split()),
+            nn.Linear(36, 5, generator=generator),
+        )
+        return net, rng.standard_normal((6, 1, 8, 8)).astype(np.float32), rng.integers(0, 5, 6)
+    net = nn.TransformerLM(11, 16, 1, 2, 8, generator=generator)
+    return net, rng.integers(0, 11, (3, 8)), rng.integers(0, 11, (3, 8))
 
 
 def pair(fast, make_step, **options):
