@@ -295,6 +295,7 @@ def test_no_kernel_counts_elements_in_32_bits():
                     narrow.add(word)
     assert narrow == {
         *("nesterov", "decoupled", "relu", "causal", "wide"),  # yes or no
+        "stage",
         *("width", "depth", "parts", "d", "dv"),  # threads of a block; features of a head
         *("stream", "threshold"),
     }

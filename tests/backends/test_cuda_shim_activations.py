@@ -37,7 +37,7 @@ def test_activations_and_their_slopes(launch, name, dtype):  # noqa: F811
     wide = wide_of(dtype)
     up, parameter = x.astype(wide), 0.7 if name in ("LeakyRelu", "Elu") else None
     options = () if parameter is None else (parameter,)
-    shape = geometry.over(x.size)
+    shape = geometry.over_packs(x.size, x.itemsize)
     with np.errstate(all="ignore"):
         if value:
             template = (cpp(dtype), name)

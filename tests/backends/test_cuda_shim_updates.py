@@ -9,7 +9,16 @@ import pytest
 from gpubackprop.backends.cuda import geometry
 from gpubackprop.backends.updates import Updates
 from tests.backends.support import shim
-from tests.backends.support.shim_cases import BFLOAT16, DTYPES, NUMPY, cpp, largest, launch, random  # noqa: F401
+from tests.backends.support.shim_cases import (  # noqa: F401
+    BFLOAT16,
+    DTYPES,
+    NUMPY,
+    cpp,
+    largest,
+    launch,
+    lying,
+    random,
+)  # noqa: F401
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
 
@@ -138,15 +147,6 @@ def test_updates_of_a_scaled_gradient(launch, rule, dtype, on_device):  # noqa: 
     assert all(np.array_equal(a, b) for a, b in zip(kept, (param, *states), strict=True))
     update(launch, rule, options, param, grad, states, 0.1, 4, on_device, 1.0, go)
     assert not np.array_equal(kept[0], param)
-
-
-def lying(values, offset):
-    """A copy whose first element is so many elements behind a boundary of 64 bytes."""
-    room = np.empty(values.size + offset + 64, values.dtype)
-    first = -room.ctypes.data % 64 // values.itemsize + offset
-    place = room[first : first + values.size]
-    place[...] = values
-    return place
 
 
 @pytest.mark.parametrize("offsets", [(1, 1, 1), (3, 3, 3), (0, 1, 0), (0, 0, 2), (5, 5, 1)])

@@ -6,16 +6,15 @@ dtype, another axis).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpubackprop.backends.cuda import geometry, sources
-from gpubackprop.backends.cuda.arrays import DeviceArrays, cpp_float
+from gpubackprop.backends.cuda.arrays import cpp_float
+from gpubackprop.backends.cuda.rows import RowKernels
 from gpubackprop.backends.primitives import Array
 
 
-class FusedKernels(DeviceArrays):
+class FusedKernels(RowKernels):
     """Activations, softmax, cross-entropy and dropout's derivative."""
 
     def _last_axis(self, x: Array, axis: int) -> bool:
@@ -27,16 +26,16 @@ class FusedKernels(DeviceArrays):
         y = self.empty(x.shape, x.dtype)
         if x.size:
             template = (cpp_float(x.dtype), function)
-            self.kernels.launch(
-                "activation", template, geometry.over(x.size), x, y, x.size, parameter
-            )
+            shape = geometry.over_packs(x.size, x.dtype.itemsize)
+            self.kernels.launch("activation", template, shape, x, y, x.size, parameter)
         return y
 
     def _slope(self, function: str, dy: Array, x: Array, parameter: float = 0.0) -> Array:
         dy, x = self._packed(dy), self._packed(x)
         dx = self.empty(x.shape, x.dtype)
         if x.size:
-            template, shape = (cpp_float(x.dtype), function), geometry.over(x.size)
+            template = (cpp_float(x.dtype), function)
+            shape = geometry.over_packs(x.size, x.dtype.itemsize)
             self.kernels.launch(
                 "activation_backward", template, shape, dy, x, dx, x.size, parameter
             )
@@ -132,8 +131,9 @@ class FusedKernels(DeviceArrays):
         out = self.empty(packed[0].shape, packed[0].dtype)
         cols = out.shape[-1]
         rows = out.size // cols
-        team, shape = geometry.over_rows(rows, cols)
-        self.kernels.launch(kernel, (cpp_float(out.dtype), team), shape, *packed, out, rows, cols)
+        element, kept = sources.FLOATS[out.dtype.name], 1 if kernel.endswith("backward") else 2
+        share = geometry.by_rows(rows, cols, out.dtype.itemsize)
+        self._launch_rows(kernel, (element,), (*packed, out), share, (rows, cols), kept=kept)
         return out
 
     def softmax(self, x: Array, axis: int = -1) -> Array:
@@ -165,15 +165,17 @@ class FusedKernels(DeviceArrays):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> tuple[Array, Array]:
-        ready = self._cross_entropy_template(x, target, weight)
-        if ready is None:
+        template = self._cross_entropy_template(x, target, weight)
+        if template is None:
             return super().softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
-        template, shape = ready
         rows, cols = x.shape
         loss, logp = self.empty((rows,), x.dtype), self.empty((rows, cols), x.dtype)
-        arrays = self._all_packed(x, target, weight)
-        options = (rows, cols, ignore_index, label_smoothing)
-        self.kernels.launch("cross_entropy", template, shape, *arrays, loss, logp, *options)
+        arrays = (*self._all_packed(x, target, weight), loss, logp)
+        share, size = geometry.by_rows(rows, cols, x.dtype.itemsize), (rows, cols)
+        options, stages = (ignore_index, label_smoothing), (1, 2, 3)
+        self._launch_rows(
+            "cross_entropy", template, arrays, share, size, *options, kept=3, stages=stages
+        )
         return loss, logp
 
     def softmax_cross_entropy_backward(
@@ -185,24 +187,27 @@ class FusedKernels(DeviceArrays):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> Array:
-        ready = self._cross_entropy_template(log_probabilities, target, weight)
-        if ready is None or dy.dtype != log_probabilities.dtype:
+        template = self._cross_entropy_template(log_probabilities, target, weight)
+        if template is None or dy.dtype != log_probabilities.dtype:
             return super().softmax_cross_entropy_backward(
                 dy, log_probabilities, target, weight, ignore_index, label_smoothing
             )
-        template, shape = ready
         rows, cols = log_probabilities.shape
         dx = self.empty((rows, cols), log_probabilities.dtype)
-        arrays = self._all_packed(dy, log_probabilities, target, weight)
-        options = (rows, cols, ignore_index, label_smoothing)
-        self.kernels.launch("cross_entropy_backward", template, shape, *arrays, dx, *options)
+        arrays = (*self._all_packed(dy, log_probabilities, target, weight), dx)
+        share = geometry.by_rows(rows, cols, dx.dtype.itemsize, passes=1)
+        # Without smoothing a row's sum over the classes is that of its target alone.
+        options, stages = (ignore_index, label_smoothing), (1, 2) if label_smoothing else (2,)
+        self._launch_rows(
+            "cross_entropy_backward", template, arrays, share, (rows, cols), *options, stages=stages
+        )
         return dx
 
     def _cross_entropy_template(
         self, x: Array, target: Array, weight: Array | None
-    ) -> tuple[tuple[Any, ...], geometry.Launch] | None:
+    ) -> tuple[str, str] | None:
+        """The C++ types of the elements and of the target where the kernels know them."""
         element, index = self._element(x, weight), sources.INDICES.get(target.dtype.name)
         if element is None or index is None or not x.size:
             return None
-        team, shape = geometry.over_rows(*x.shape)
-        return (element, index, team), shape
+        return element, index

@@ -20,6 +20,9 @@ _SHORTEST_SPAN = 32
 _LANES = 65536  # threads that keep any GPU of today busy
 _COLUMN_BLOCKS = 1024
 _ROWS_EACH = 4
+_WARP_ROWS = 2048  # rows that give each multiprocessor of any GPU of today enough warps
+_FEW_ROWS = 256  # rows that leave some GPUs' multiprocessors idle, if they are a block's job each
+_PIECE = 2048  # packs that are worth a block
 
 
 class Launch(NamedTuple):
@@ -46,6 +49,60 @@ def over_rows(rows: int, cols: int) -> tuple[int, Launch]:
     """
     team = WARP if cols <= BLOCK else BLOCK
     return team, Launch(min(_ceil(rows, BLOCK // team), _MAX_ROW_BLOCKS))
+
+
+class RowShare(NamedTuple):
+    """How threads share rows that are reduced; see ``kernels/rows.cuh``.
+
+    Attributes
+    ----------
+    team : threads for a row.
+    held : packs that a thread keeps of a row that is read once; 0 where each pass reads it.
+    packed : whether a pack is 16 bytes; else it is one element.
+    pieces : into how many jobs a row is cut.
+    launch : the launch.
+    """
+
+    team: int
+    held: int
+    packed: int
+    pieces: int
+    launch: Launch
+
+
+def by_rows(rows: int, cols: int, itemsize: int, passes: int = 2) -> RowShare:
+    """How `rows` of `cols` > 0 columns are reduced.
+
+    Rows of up to 4 KiB take a warp each, which needs no synchronisation, where there are enough of
+    them to keep a GPU busy; others a block. Up to 32 KiB are kept in registers, so that memory is
+    read once however often a kernel passes over them. Longer rows, where there are fewer than
+    multiprocessors or not many more, are cut into pieces for a block each.
+
+    Parameters
+    ----------
+    rows, cols, itemsize : of the array.
+    passes : how often the kernel reads a row.
+    """
+    lanes = PACK_BYTES // itemsize
+    packed = int(cols % lanes == 0)
+    packs = cols // lanes if packed else cols
+    team, held = BLOCK, 8
+    if packs <= WARP * 2:
+        team, held = WARP, 2
+    elif packs <= WARP * 8 and rows >= _WARP_ROWS:
+        team = WARP
+    elif packs > BLOCK * 8 or passes == 1:
+        held = 0
+    pieces = 1
+    if held == 0 and rows < _FEW_ROWS:
+        pieces = max(min(_COLUMN_BLOCKS // max(rows, 1), packs // _PIECE), 1)
+    return RowShare(
+        team,
+        held,
+        packed,
+        pieces,
+        Launch(min(_ceil(rows * pieces, BLOCK // team), _MAX_ROW_BLOCKS)),
+    )
 
 
 def over_columns(rows: int, packs: int) -> tuple[int, int, int, Launch]:

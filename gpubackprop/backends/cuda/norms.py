@@ -10,11 +10,11 @@ import math
 import numpy as np
 
 from gpubackprop.backends.cuda import geometry
-from gpubackprop.backends.cuda.arrays import DeviceArrays
+from gpubackprop.backends.cuda.rows import RowKernels
 from gpubackprop.backends.primitives import Array, Shape
 
 
-class CudaNorm(DeviceArrays):
+class CudaNorm(RowKernels):
     """Overrides of the kernels of ``norms.py``."""
 
     def batch_norm(
@@ -197,9 +197,11 @@ class CudaNorm(DeviceArrays):
         rows, cols, kept = _as_rows(x.shape, axes)
         y = self.empty(x.shape, x.dtype)
         mean, rstd = (self.empty(kept, _wide(element)) for _ in range(2))
-        team, shape = geometry.over_rows(rows, cols)
+        share = geometry.by_rows(rows, cols, x.dtype.itemsize)
         arrays = (*self._all_packed(x, weight, bias), y, mean, rstd)
-        self.kernels.launch("layer_norm", (element, team), shape, *arrays, rows, cols, eps)
+        self._launch_rows(
+            "layer_norm", (element,), arrays, share, (rows, cols), eps, kept=2, stages=(1, 2, 3)
+        )
         return y, mean, rstd
 
     def layer_norm_backward(
@@ -211,9 +213,9 @@ class CudaNorm(DeviceArrays):
         rows, cols, _ = _as_rows(x.shape, axes)
         dy, x, weight, mean, rstd = self._all_packed(dy, x, weight, mean, rstd)
         dx = self.empty(x.shape, x.dtype)
-        team, shape = geometry.over_rows(rows, cols)
+        share = geometry.by_rows(rows, cols, x.dtype.itemsize)
         arrays = (dy, x, weight, mean, rstd, dx)
-        self.kernels.launch("layer_norm_backward", (element, team), shape, *arrays, rows, cols)
+        self._launch_rows("layer_norm_backward", (element,), arrays, share, (rows, cols), kept=2)
         return dx, self._by_columns(element, dy, x, mean, rstd, axes)
 
     def rms_norm(
@@ -224,9 +226,9 @@ class CudaNorm(DeviceArrays):
             return super().rms_norm(x, weight, axes, eps)
         rows, cols, kept = _as_rows(x.shape, axes)
         y, rstd = self.empty(x.shape, x.dtype), self.empty(kept, _wide(element))
-        team, shape = geometry.over_rows(rows, cols)
+        share = geometry.by_rows(rows, cols, x.dtype.itemsize)
         arrays = (*self._all_packed(x, weight), y, rstd)
-        self.kernels.launch("rms_norm", (element, team), shape, *arrays, rows, cols, eps)
+        self._launch_rows("rms_norm", (element,), arrays, share, (rows, cols), eps)
         return y, rstd
 
     def rms_norm_backward(
@@ -238,9 +240,9 @@ class CudaNorm(DeviceArrays):
         rows, cols, _ = _as_rows(x.shape, axes)
         dy, x, weight, rstd = self._all_packed(dy, x, weight, rstd)
         dx = self.empty(x.shape, x.dtype)
-        team, shape = geometry.over_rows(rows, cols)
+        share = geometry.by_rows(rows, cols, x.dtype.itemsize)
         arrays = (dy, x, weight, rstd, dx)
-        self.kernels.launch("rms_norm_backward", (element, team), shape, *arrays, rows, cols)
+        self._launch_rows("rms_norm_backward", (element,), arrays, share, (rows, cols))
         return dx, self._by_columns(element, dy, x, None, rstd, axes)
 
     def _by_columns(

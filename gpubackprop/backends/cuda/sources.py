@@ -48,7 +48,12 @@ _VALUES = {
     "P": ("u8", "int"),
     "TEAM": ("32", "256"),
     "BLOCK": ("256",),
+    "HELD": ("0", "2", "8"),
+    "PACKED": ("0", "1"),
 }
+# Threads that share a row, and how many packs of it each holds: what ``geometry.by_rows`` chooses.
+SHARES = (("32", "2"), ("32", "8"), ("256", "8"), ("256", "0"))
+_ROW_FILES = ("softmax", "norm")
 _FUNCTIONS = {
     "activation": ("Erf", "Sigmoid", "LeakyRelu", "Elu", "Gelu", "GeluTanh", "Silu", "Softplus"),
     "activation_backward": (
@@ -86,7 +91,9 @@ class Signature:
         """Every expression that names this kernel for elements of the C++ type `element`."""
         choices = [self._choices(p, element) for p in self.parameters]
         for values in itertools.product(*choices):
-            yield self.expression(*values)
+            given = dict(zip(self.parameters, values, strict=True))
+            if "HELD" not in given or (given["TEAM"], given["HELD"]) in SHARES:
+                yield self.expression(*values)
 
     def expression(self, *values: str) -> str:
         """The C++ expression for these template arguments."""
@@ -102,8 +109,8 @@ class Signature:
 def source(file: str, element: str = "float") -> str:
     """Text to compile for one file and one element type."""
     define = f"#define {_HEADERS[element]}\n" if element in _HEADERS else ""
-    parts = (_FOLDER / "common.cuh", _FOLDER / f"{file}.cu")
-    return define + "\n".join(p.read_text(encoding="utf-8") for p in parts)
+    parts = ["common.cuh", *(["rows.cuh"] if file in _ROW_FILES else []), f"{file}.cu"]
+    return define + "\n".join((_FOLDER / p).read_text(encoding="utf-8") for p in parts)
 
 
 @functools.cache

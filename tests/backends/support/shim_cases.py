@@ -10,8 +10,9 @@ import pytest
 
 from gpubackprop.backends.composites import Composites
 from gpubackprop.backends.cpu.backend import NumPyBackend
-from gpubackprop.backends.cuda import sources
+from gpubackprop.backends.cuda import geometry, sources
 from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.cuda.rows import RowKernels
 from tests.backends.support import shim
 
 # Definitions, not the NumPy backend's own faster versions of them.
@@ -69,3 +70,38 @@ def close(got: Any, expected: Any, dtype: Any, factor: float = 1.0) -> None:
     tolerance = TOLERANCE[dtype] * factor
     got, expected = (np.asarray(a, np.float64) for a in (got, expected))
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def lying(values: np.ndarray, offset: int) -> np.ndarray:
+    """A copy whose first element is so many elements behind a boundary of 64 bytes."""
+    room = np.empty(values.size + offset + 64, values.dtype)
+    first = -room.ctypes.data % 64 // values.itemsize + offset
+    place = room[first : first + values.size].reshape(values.shape)
+    place[...] = values
+    return place
+
+
+def shares(rows: int, cols: int, dtype: Any) -> list[geometry.RowShare]:
+    """Every way in which threads can share these rows."""
+    lanes = geometry.PACK_BYTES // np.dtype(dtype).itemsize
+    found = []
+    for team, held in ((int(team), int(held)) for team, held in sources.SHARES):
+        for packed in (0, 1) if cols % lanes == 0 else (0,):
+            packs = cols // lanes if packed else cols
+            if held and packs > team * held:
+                continue
+            for pieces in (1,) if held else (1, 3):
+                # Fewer blocks than jobs, so that each has several.
+                grid = geometry.Launch(max(1, rows * pieces * team // geometry.BLOCK // 2))
+                found.append(geometry.RowShare(team, held, packed, pieces, grid))
+    return found
+
+
+def run_rows(
+    launch: Any, kernel: str, template: Any, arrays: Any, share: Any, *numbers: Any, **stages: Any
+) -> None:
+    """Run a kernel that reduces rows; `numbers` begin with rows and columns."""
+    host = SimpleNamespace(empty=np.empty, kernels=SimpleNamespace(launch=launch))
+    RowKernels._launch_rows(
+        host, kernel, template, arrays, share, numbers[:2], *numbers[2:], **stages
+    )

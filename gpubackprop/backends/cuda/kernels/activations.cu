@@ -65,11 +65,12 @@ struct Softplus {
 
 template <typename T, typename F> __global__ void activation(const T* x, T* y, i64 n, double a) {
   typedef typename Wide<T>::type W;
-  for (i64 i = thread_index(); i < n; i += thread_count()) y[i] = static_cast<T>(F::value(static_cast<W>(x[i]), (W)a));
+  const T* const arrays[1] = {x};
+  each_element(arrays, y, n, [=](const W(&v)[1]) { return F::value(v[0], (W)a); });
 }
 
 template <typename T, typename F> __global__ void activation_backward(const T* dy, const T* x, T* dx, i64 n, double a) {
   typedef typename Wide<T>::type W;
-  for (i64 i = thread_index(); i < n; i += thread_count())
-    dx[i] = static_cast<T>(F::slope(static_cast<W>(dy[i]), static_cast<W>(x[i]), (W)a));
+  const T* const arrays[2] = {dy, x};
+  each_element(arrays, dx, n, [=](const W(&v)[2]) { return F::slope(v[0], v[1], (W)a); });
 }

@@ -53,6 +53,50 @@ template <typename T, int L> __device__ __forceinline__ void store_pack(T* x, co
 }
 __device__ __forceinline__ bool aligned(const void* x) { return (u64)x % 16 == 0; }
 
+// The packs i, i + step, ... of N arrays, AHEAD in number, all of them loaded before the first is computed with.
+template <int AHEAD, typename T, int N, typename F>
+__device__ __forceinline__ void each_pack(const T* const (&from)[N], T* to, i64 i, i64 step, F f) {
+  typedef typename Wide<T>::type W;
+  constexpr int L = Pack<T>::lanes;
+  Pack<T> packs[AHEAD][N];
+#pragma unroll
+  for (int u = 0; u < AHEAD; ++u)
+#pragma unroll
+    for (int a = 0; a < N; ++a) load_pack(packs[u][a], from[a] + (i + u * step) * L, true, L);
+#pragma unroll
+  for (int u = 0; u < AHEAD; ++u) {
+    Pack<T> out;
+#pragma unroll
+    for (int k = 0; k < L; ++k) {
+      W v[N];
+#pragma unroll
+      for (int a = 0; a < N; ++a) v[a] = static_cast<W>(packs[u][a].item[k]);
+      out.item[k] = static_cast<T>(f(v));
+    }
+    store_pack(to + (i + u * step) * L, out, true, L);
+  }
+}
+
+// to[i] = f(v) for each i < n, with v the elements i of N arrays: by packs where all arrays begin at a boundary of 16 bytes, so
+// that each thread has 32 bytes on their way at least, and one by one where not.
+template <typename T, int N, typename F>
+__device__ __forceinline__ void each_element(const T* const (&from)[N], T* to, i64 n, F f) {
+  typedef typename Wide<T>::type W;
+  constexpr int L = Pack<T>::lanes, AHEAD = N == 1 ? 2 : 1;
+  bool whole = aligned(to);
+#pragma unroll
+  for (int a = 0; a < N; ++a) whole = whole && aligned(from[a]);
+  i64 packs = whole ? n / L : 0, i = thread_index(), step = thread_count();
+  for (; i + (AHEAD - 1) * step < packs; i += AHEAD * step) each_pack<AHEAD>(from, to, i, step, f);
+  if (AHEAD > 1 && i < packs) each_pack<1>(from, to, i, step, f);
+  for (i = packs * L + thread_index(); i < n; i += step) {
+    W v[N];
+#pragma unroll
+    for (int a = 0; a < N; ++a) v[a] = static_cast<W>(from[a][i]);
+    to[i] = static_cast<T>(f(v));
+  }
+}
+
 struct Plus {
   template <typename W> __device__ W operator()(W a, W b) const { return a + b; }
 };

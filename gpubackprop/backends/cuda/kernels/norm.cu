@@ -2,56 +2,87 @@
 // rstd = 1 / sqrt(var + eps). `weight` and `bias` may be null. Moments are of the type that is computed in: half precision cannot
 // hold a variance beyond 65504, and a rounded mean would cost the derivative its digits.
 
-template <typename T, int TEAM>
+template <typename T, int TEAM, int HELD, int PACKED>
 __global__ void layer_norm(const T* x, const T* weight, const T* bias, T* y, typename Wide<T>::type* mean,
-                           typename Wide<T>::type* rstd, i64 rows, i64 cols, double eps) {
+                           typename Wide<T>::type* rstd, typename Wide<T>::type* part, i64 rows, i64 cols, double eps, i64 pieces,
+                           int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T* row = x + i * cols;
-    W m = 0, v = 0;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) m += static_cast<W>(row[j]);
-    m = team_reduce<TEAM>(m, Plus()) / (W)cols;
+  W* squares = part + rows * pieces;
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[1] = {x}, * const columns[2] = {weight, bias};
+    Rows<T, TEAM, HELD, PACKED, 1> r(arrays, job, cols, pieces);
+    W m = 0, d = 0;
+    if (stage < 2) {
+      r.each([&](const W(&v)[1]) { m += v[0]; });
+      m = team_reduce<TEAM>(m, Plus());
+    } else {
+      m = pieces_sum<TEAM>(part, r.at.row, pieces);
+    }
+    if (stage == 1) {
+      if (leads<TEAM>()) part[job] = m;
+      continue;
+    }
+    m = m / (W)cols;
     // A second pass for the variance: a mean that is large beside the spread costs no digits.
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W d = static_cast<W>(row[j]) - m;
-      v += d * d;
+    if (stage < 3) {
+      r.each([&](const W(&v)[1]) { d += (v[0] - m) * (v[0] - m); });
+      d = team_reduce<TEAM>(d, Plus());
+    } else {
+      d = pieces_sum<TEAM>(squares, r.at.row, pieces);
     }
-    v = team_reduce<TEAM>(v, Plus()) / (W)cols;
-    W r = W(1) / sqrt(v + (W)eps);
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W h = (static_cast<W>(row[j]) - m) * r;
-      if (weight) h = h * static_cast<W>(weight[j]);
-      if (bias) h = h + static_cast<W>(bias[j]);
-      y[i * cols + j] = static_cast<T>(h);
+    if (stage == 2) {
+      if (leads<TEAM>()) squares[job] = d;
+      continue;
     }
-    if (first_column<TEAM>() == 0) {
-      mean[i] = m;
-      rstd[i] = r;
+    W root = W(1) / sqrt(d / (W)cols + (W)eps);
+    r.write(y, cols, columns, [&](const W(&v)[1], const W(&c)[2], i64) {
+      W h = (v[0] - m) * root;
+      if (weight) h = h * c[0];
+      return bias ? h + c[1] : h;
+    });
+    if (leads<TEAM>() && r.at.first == 0) {
+      mean[r.at.row] = m;
+      rstd[r.at.row] = root;
     }
   }
 }
 
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight and xhat = (x - mean) * rstd
-template <typename T, int TEAM>
+template <typename T, int TEAM, int HELD, int PACKED>
 __global__ void layer_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* mean,
-                                    const typename Wide<T>::type* rstd, T* dx, i64 rows, i64 cols) {
+                                    const typename Wide<T>::type* rstd, T* dx, typename Wide<T>::type* part, i64 rows, i64 cols,
+                                    i64 pieces, int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T *row = x + i * cols, *out = dy + i * cols;
-    W m = mean[i], r = rstd[i], a = 0, b = 0;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W h = (static_cast<W>(row[j]) - m) * r, g = static_cast<W>(out[j]);
-      if (weight) g = g * static_cast<W>(weight[j]);
-      a += g;
-      b += g * h;
+  W* slopes = part + rows * pieces;
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[2] = {dy, x}, * const columns[1] = {weight};
+    Rows<T, TEAM, HELD, PACKED, 2> r(arrays, job, cols, pieces);
+    W m = mean[r.at.row], root = rstd[r.at.row], a = 0, b = 0;
+    if (stage < 2) {
+      r.each(columns, [&](const W(&v)[2], const W(&c)[1], i64) {
+        W g = weight ? v[0] * c[0] : v[0];
+        a += g;
+        b += g * ((v[1] - m) * root);
+      });
+      a = team_reduce<TEAM>(a, Plus());
+      b = team_reduce<TEAM>(b, Plus());
+    } else {
+      a = pieces_sum<TEAM>(part, r.at.row, pieces);
+      b = pieces_sum<TEAM>(slopes, r.at.row, pieces);
     }
-    a = team_reduce<TEAM>(a, Plus()) / (W)cols;
-    b = team_reduce<TEAM>(b, Plus()) / (W)cols;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W h = (static_cast<W>(row[j]) - m) * r, g = static_cast<W>(out[j]);
-      if (weight) g = g * static_cast<W>(weight[j]);
-      dx[i * cols + j] = static_cast<T>(r * (g - (a + h * b)));
+    if (stage == 1) {
+      if (leads<TEAM>()) {
+        part[job] = a;
+        slopes[job] = b;
+      }
+      continue;
     }
+    a = a / (W)cols;
+    b = b / (W)cols;
+    r.write(dx, cols, columns, [&](const W(&v)[2], const W(&c)[1], i64) {
+      W h = (v[1] - m) * root, g = weight ? v[0] * c[0] : v[0];
+      return root * (g - (a + h * b));
+    });
   }
 }
 
@@ -86,40 +117,52 @@ template <typename T> __global__ void column_sum(const typename Wide<T>::type* p
 }
 
 // Normalisation by the root mean square (Zhang & Sennrich 2019): y = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps).
-template <typename T, int TEAM>
-__global__ void rms_norm(const T* x, const T* weight, T* y, typename Wide<T>::type* rstd, i64 rows, i64 cols, double eps) {
+template <typename T, int TEAM, int HELD, int PACKED>
+__global__ void rms_norm(const T* x, const T* weight, T* y, typename Wide<T>::type* rstd, typename Wide<T>::type* part, i64 rows,
+                         i64 cols, double eps, i64 pieces, int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T* row = x + i * cols;
-    W v = 0;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) v += static_cast<W>(row[j]) * static_cast<W>(row[j]);
-    W r = W(1) / sqrt(team_reduce<TEAM>(v, Plus()) / (W)cols + (W)eps);
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W h = static_cast<W>(row[j]) * r;
-      y[i * cols + j] = static_cast<T>(weight ? h * static_cast<W>(weight[j]) : h);
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[1] = {x}, * const columns[1] = {weight};
+    Rows<T, TEAM, HELD, PACKED, 1> r(arrays, job, cols, pieces);
+    W s = 0;
+    if (stage < 2) {
+      r.each([&](const W(&v)[1]) { s += v[0] * v[0]; });
+      s = team_reduce<TEAM>(s, Plus());
+    } else {
+      s = pieces_sum<TEAM>(part, r.at.row, pieces);
     }
-    if (first_column<TEAM>() == 0) rstd[i] = r;
+    if (stage == 1) {
+      if (leads<TEAM>()) part[job] = s;
+      continue;
+    }
+    W root = W(1) / sqrt(s / (W)cols + (W)eps);
+    r.write(y, cols, columns, [&](const W(&v)[1], const W(&c)[1], i64) { return weight ? v[0] * root * c[0] : v[0] * root; });
+    if (leads<TEAM>() && r.at.first == 0) rstd[r.at.row] = root;
   }
 }
 
 // dx = rstd * (g - xhat * mean(g * xhat)) with g = dy * weight and xhat = x * rstd
-template <typename T, int TEAM>
+template <typename T, int TEAM, int HELD, int PACKED>
 __global__ void rms_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* rstd, T* dx,
-                                  i64 rows, i64 cols) {
+                                  typename Wide<T>::type* part, i64 rows, i64 cols, i64 pieces, int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T *row = x + i * cols, *out = dy + i * cols;
-    W r = rstd[i], b = 0;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W g = static_cast<W>(out[j]);
-      if (weight) g = g * static_cast<W>(weight[j]);
-      b += g * (static_cast<W>(row[j]) * r);
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[2] = {dy, x}, * const columns[1] = {weight};
+    Rows<T, TEAM, HELD, PACKED, 2> r(arrays, job, cols, pieces);
+    W root = rstd[r.at.row], b = 0;
+    if (stage < 2) {
+      r.each(columns, [&](const W(&v)[2], const W(&c)[1], i64) { b += (weight ? v[0] * c[0] : v[0]) * (v[1] * root); });
+      b = team_reduce<TEAM>(b, Plus());
+    } else {
+      b = pieces_sum<TEAM>(part, r.at.row, pieces);
     }
-    b = team_reduce<TEAM>(b, Plus()) / (W)cols;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W g = static_cast<W>(out[j]);
-      if (weight) g = g * static_cast<W>(weight[j]);
-      dx[i * cols + j] = static_cast<T>(r * (g - static_cast<W>(row[j]) * r * b));
+    if (stage == 1) {
+      if (leads<TEAM>()) part[job] = b;
+      continue;
     }
+    b = b / (W)cols;
+    r.write(dx, cols, columns, [&](const W(&v)[2], const W(&c)[1], i64) {
+      return root * ((weight ? v[0] * c[0] : v[0]) - v[1] * root * b);
+    });
   }
 }

@@ -42,7 +42,7 @@ template <typename T> __device__ __forceinline__ typename Real<T>::type factor_o
 // 16 bytes of each array are read at once, those of all arrays before anything is computed. Arrays that begin in the middle of 16
 // bytes, as a stretch of an arena does, lie alike: what is before the first boundary is taken element by element, like the end.
 template <typename T, int N, typename F>
-__device__ __forceinline__ void each_element(T* param, const T* grad, T* const (&state)[N], i64 n, F step) {
+__device__ __forceinline__ void each_parameter(T* param, const T* grad, T* const (&state)[N], i64 n, F step) {
   typedef typename Real<T>::type R;
   constexpr int L = Pack<T>::lanes, AHEAD = N == 1 ? 2 : 1;
   i64 head = (i64)((16 - (u64)param % 16) % 16 / sizeof(T));
@@ -106,7 +106,7 @@ __global__ void sgd(T* param, const T* grad, T* velocity, i64 n, const T* scale_
   R keep = R(momentum), take = R(1.0 - dampening), decay = R(weight_decay);
   bool first = given(step_place, step) <= 1.0, moving = velocity && momentum != 0.0, decays = weight_decay != 0.0;
   T* const state[1] = {moving ? velocity : nullptr};
-  each_element(param, grad, state, n, [=](R& p, R g, R(&s)[1]) {
+  each_parameter(param, grad, state, n, [=](R& p, R g, R(&s)[1]) {
     g = g * factor;
     if (decays) g = g + p * decay;
     if (moving) {
@@ -127,7 +127,7 @@ __global__ void adagrad(T* param, const T* grad, T* total, i64 n, const T* scale
   R rate = R(given(lr_place, lr) / (1.0 + (given(step_place, step) - 1.0) * lr_decay));
   bool decays = weight_decay != 0.0;
   T* const state[1] = {total};
-  each_element(param, grad, state, n, [=](R& p, R g, R(&s)[1]) {
+  each_parameter(param, grad, state, n, [=](R& p, R g, R(&s)[1]) {
     g = g * factor;
     if (decays) g = g + p * decay;
     s[0] = s[0] + g * g;
@@ -145,7 +145,7 @@ __global__ void rmsprop(T* param, const T* grad, T* mean_square, T* mean_grad, T
   R keep = R(alpha), take = R(1.0 - alpha), decay = R(weight_decay);
   bool moving = velocity && momentum != 0.0, decays = weight_decay != 0.0, centred = mean_grad;
   T* const state[3] = {mean_square, mean_grad, moving ? velocity : nullptr};
-  each_element(param, grad, state, n, [=](R& p, R g, R(&s)[3]) {
+  each_parameter(param, grad, state, n, [=](R& p, R g, R(&s)[3]) {
     g = g * factor;
     if (decays) g = g + p * decay;
     s[0] = s[0] * keep + g * g * take;
@@ -181,7 +181,7 @@ __global__ void adam(T* param, const T* grad, T* mean, T* mean_square, i64 n, co
   R keep1 = R(beta1), take1 = R(1.0 - beta1), keep2 = R(beta2), take2 = R(1.0 - beta2);
   bool apart = weight_decay != 0.0 && decoupled, decays = weight_decay != 0.0 && !decoupled;
   T* const state[2] = {mean, mean_square};
-  each_element(param, grad, state, n, [=](R& p, R g, R(&s)[2]) {
+  each_parameter(param, grad, state, n, [=](R& p, R g, R(&s)[2]) {
     g = g * factor;
     if (apart) p = p * shrink;
     if (decays) g = g + p * decay;

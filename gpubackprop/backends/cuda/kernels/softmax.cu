@@ -1,65 +1,135 @@
-// Softmax, log-softmax and softmax cross-entropy over the rows of (rows, cols) arrays, and their derivatives.
+// Softmax, log-softmax and softmax cross-entropy over the rows of (rows, cols) arrays, and their derivatives. See rows.cuh for how
+// rows are read, and for pieces and stages.
 //
-// The largest element of a row is taken out first, so that no exponential overflows. Sums run over strided columns within a
-// thread, then across the team.
+// The largest element of a row is taken out first, so that no exponential overflows.
 
-template <int TEAM, typename W, typename T> __device__ W row_max(const T* row, i64 cols) {
-  W m = static_cast<W>(row[0]);
-  for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) m = Larger()(static_cast<W>(row[j]), m);
-  return team_reduce<TEAM>(m, Larger());
+// The largest of some elements, and the sum of the exponentials of what each falls short of it. NaNs are in the sum alone.
+template <typename W> struct Spread {
+  W top, sum;
+  // In one pass: what was added up before is scaled where a larger element comes.
+  __device__ __forceinline__ void add(W v) {
+    W e = v == top ? W(1) : exp(-fabs(v - top));
+    if (v > top) {
+      sum = sum * e + W(1);
+      top = v;
+    } else {
+      sum += e;
+    }
+  }
+  __device__ __forceinline__ void add(const Spread& other) {
+    W m = Larger()(other.top, top);
+    sum = scaled(m) + other.scaled(m);
+    top = m;
+  }
+  __device__ __forceinline__ W scaled(W m) const { return top == m ? sum : sum * exp(top - m); }
+};
+template <typename W> __device__ __forceinline__ Spread<W> no_spread() {
+  Spread<W> s = {log(W(0)), W(0)};
+  return s;
 }
 
-template <int TEAM, typename W, typename T> __device__ W row_exp_sum(const T* row, i64 cols, W m) {
-  W s = 0;
-  for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) s += exp(static_cast<W>(row[j]) - m);
-  return team_reduce<TEAM>(s, Plus());
+// The spread of a whole row, for every thread of its team; false where this stage ends with that of a piece.
+template <int TEAM, int HELD, typename R, typename W>
+__device__ __forceinline__ bool find_spread(R& r, W* part, i64 job, i64 pieces, int stage, Spread<W>& s) {
+  s = no_spread<W>();
+  if constexpr (HELD > 0) {
+    r.each([&](const W(&v)[1]) { s.top = Larger()(v[0], s.top); });
+    s.top = team_reduce<TEAM>(s.top, Larger());
+    r.each([&](const W(&v)[1]) { s.sum += exp(v[0] - s.top); });
+    s.sum = team_reduce<TEAM>(s.sum, Plus());
+  } else {
+    if (stage < 2) {
+      r.each([&](const W(&v)[1]) { s.add(v[0]); });
+    } else {
+      for (i64 q = r.at.row * pieces + first_column<TEAM>(); q < (r.at.row + 1) * pieces; q += TEAM) {
+        Spread<W> piece = {part[2 * q], part[2 * q + 1]};
+        s.add(piece);
+      }
+    }
+    W m = team_reduce<TEAM>(s.top, Larger());
+    s.sum = team_reduce<TEAM>(s.scaled(m), Plus());
+    s.top = m;
+    if (stage == 1) {
+      if (leads<TEAM>()) {
+        part[2 * job] = s.top;
+        part[2 * job + 1] = s.sum;
+      }
+      return false;
+    }
+  }
+  if (!(s.top - s.top == W(0))) s.sum = s.top - s.top;  // infinity from infinity is no number, in every column
+  return true;
 }
 
-template <typename T, int TEAM> __global__ void softmax(const T* x, T* y, i64 rows, i64 cols) {
+template <typename T, int TEAM, int HELD, int PACKED>
+__global__ void softmax(const T* x, T* y, typename Wide<T>::type* part, i64 rows, i64 cols, i64 pieces, int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T* row = x + i * cols;
-    W m = row_max<TEAM, W>(row, cols), s = row_exp_sum<TEAM, W>(row, cols, m);
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM)
-      y[i * cols + j] = static_cast<T>(exp(static_cast<W>(row[j]) - m) / s);
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[1] = {x};
+    Rows<T, TEAM, HELD, PACKED, 1> r(arrays, job, cols, pieces);
+    Spread<W> s;
+    if (!find_spread<TEAM, HELD>(r, part, job, pieces, stage, s)) continue;
+    W share = W(1) / s.sum;
+    r.write(y, cols, [&](const W(&v)[1]) { return exp(v[0] - s.top) * share; });
   }
 }
 
 // dx = y * (dy - sum(dy * y))
-template <typename T, int TEAM>
-__global__ void softmax_backward(const T* dy, const T* y, T* dx, i64 rows, i64 cols) {
+template <typename T, int TEAM, int HELD, int PACKED>
+__global__ void softmax_backward(const T* dy, const T* y, T* dx, typename Wide<T>::type* part, i64 rows, i64 cols, i64 pieces,
+                                 int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T *g = dy + i * cols, *p = y + i * cols;
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[2] = {dy, y};
+    Rows<T, TEAM, HELD, PACKED, 2> r(arrays, job, cols, pieces);
     W s = 0;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) s += static_cast<W>(g[j]) * static_cast<W>(p[j]);
-    s = team_reduce<TEAM>(s, Plus());
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM)
-      dx[i * cols + j] = static_cast<T>(static_cast<W>(p[j]) * (static_cast<W>(g[j]) - s));
+    if (stage < 2) {
+      r.each([&](const W(&v)[2]) { s += v[0] * v[1]; });
+      s = team_reduce<TEAM>(s, Plus());
+    } else {
+      s = pieces_sum<TEAM>(part, r.at.row, pieces);
+    }
+    if (stage == 1) {
+      if (leads<TEAM>()) part[job] = s;
+      continue;
+    }
+    r.write(dx, cols, [&](const W(&v)[2]) { return v[1] * (v[0] - s); });
   }
 }
 
-template <typename T, int TEAM> __global__ void log_softmax(const T* x, T* y, i64 rows, i64 cols) {
+template <typename T, int TEAM, int HELD, int PACKED>
+__global__ void log_softmax(const T* x, T* y, typename Wide<T>::type* part, i64 rows, i64 cols, i64 pieces, int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T* row = x + i * cols;
-    W m = row_max<TEAM, W>(row, cols), s = log(row_exp_sum<TEAM, W>(row, cols, m));
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM)
-      y[i * cols + j] = static_cast<T>((static_cast<W>(row[j]) - m) - s);
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[1] = {x};
+    Rows<T, TEAM, HELD, PACKED, 1> r(arrays, job, cols, pieces);
+    Spread<W> s;
+    if (!find_spread<TEAM, HELD>(r, part, job, pieces, stage, s)) continue;
+    W total = log(s.sum);
+    r.write(y, cols, [&](const W(&v)[1]) { return (v[0] - s.top) - total; });
   }
 }
 
 // dx = dy - exp(y) * sum(dy)
-template <typename T, int TEAM>
-__global__ void log_softmax_backward(const T* dy, const T* y, T* dx, i64 rows, i64 cols) {
+template <typename T, int TEAM, int HELD, int PACKED>
+__global__ void log_softmax_backward(const T* dy, const T* y, T* dx, typename Wide<T>::type* part, i64 rows, i64 cols, i64 pieces,
+                                     int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T *g = dy + i * cols, *l = y + i * cols;
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[2] = {dy, y};
+    Rows<T, TEAM, HELD, PACKED, 2> r(arrays, job, cols, pieces);
     W s = 0;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) s += static_cast<W>(g[j]);
-    s = team_reduce<TEAM>(s, Plus());
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM)
-      dx[i * cols + j] = static_cast<T>(static_cast<W>(g[j]) - exp(static_cast<W>(l[j])) * s);
+    if (stage < 2) {
+      r.each([&](const W(&v)[2]) { s += v[0]; });
+      s = team_reduce<TEAM>(s, Plus());
+    } else {
+      s = pieces_sum<TEAM>(part, r.at.row, pieces);
+    }
+    if (stage == 1) {
+      if (leads<TEAM>()) part[job] = s;
+      continue;
+    }
+    r.write(dx, cols, [&](const W(&v)[2]) { return v[0] - exp(v[1]) * s; });
   }
 }
 
@@ -83,53 +153,70 @@ template <typename W, typename T, typename I> struct Target {
 };
 
 // loss[i] = -sum_j q[i, j] * logp[i, j]. A row whose target is `ignore` costs 0; one whose target is no class costs NaN, since a
-// kernel cannot raise.
-template <typename T, typename I, int TEAM>
-__global__ void cross_entropy(const T* x, const I* target, const T* weight, T* loss, T* logp, i64 rows, i64 cols, i64 ignore,
-                              double smoothing) {
+// kernel cannot raise. The costs of pieces are behind their spreads in `part`, and a third stage adds them up.
+template <typename T, typename I, int TEAM, int HELD, int PACKED>
+__global__ void cross_entropy(const T* x, const I* target, const T* weight, T* loss, T* logp, typename Wide<T>::type* part, i64 rows,
+                              i64 cols, i64 ignore, double smoothing, i64 pieces, int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    const T* row = x + i * cols;
-    Target<W, T, I> q(target, i, cols, weight, smoothing);
-    bool counts = q.label != ignore && q.is_class();
-    W m = row_max<TEAM, W>(row, cols), s = log(row_exp_sum<TEAM, W>(row, cols, m)), cost = 0;
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W l = (static_cast<W>(row[j]) - m) - s;
-      logp[i * cols + j] = static_cast<T>(l);
-      // A class without a share costs nothing, even at a logit of -infinity.
-      W share = counts && (smoothing != 0.0 || j == q.label) ? q(j) : W(0);
-      if (share != W(0)) cost -= share * l;
+  W* costs = part + 2 * rows * pieces;
+  for (i64 job = first_row<TEAM>(); job < rows * (stage == 3 ? 1 : pieces); job += row_step<TEAM>()) {
+    i64 row = HELD || stage == 3 ? job : job / pieces;
+    Target<W, T, I> q(target, row, cols, weight, smoothing);
+    W cost = 0;
+    if (stage < 3) {
+      const T* const arrays[1] = {x}, * const none[1] = {nullptr};
+      Rows<T, TEAM, HELD, PACKED, 1> r(arrays, job, cols, pieces);
+      Spread<W> s;
+      if (!find_spread<TEAM, HELD>(r, part, job, pieces, stage, s)) continue;
+      bool counts = q.label != ignore && q.is_class(), smooth = smoothing != 0.0;
+      W total = log(s.sum);
+      r.write(logp, cols, none, [&](const W(&v)[1], const W(&)[1], i64 j) {
+        W l = (v[0] - s.top) - total;
+        if (counts && (smooth || j == q.label)) {
+          W share = q(j);
+          if (share != W(0)) cost -= share * l;  // a class without a share costs nothing, even at a logit of -infinity
+        }
+        return l;
+      });
+      cost = team_reduce<TEAM>(cost, Plus());
+      if (stage == 2) {
+        if (leads<TEAM>()) costs[job] = cost;
+        continue;
+      }
+    } else {
+      cost = pieces_sum<TEAM>(costs, row, pieces);
     }
-    cost = team_reduce<TEAM>(cost, Plus());
-    if (first_column<TEAM>() == 0) {
-      if (q.label != ignore && !q.is_class()) cost = (W)nanf("");
-      loss[i] = static_cast<T>(cost);
-    }
+    if (leads<TEAM>()) loss[row] = static_cast<T>(q.label != ignore && !q.is_class() ? (W)nanf("") : cost);
   }
 }
 
 // dx = dy * (exp(logp) * sum(q) - q)
-template <typename T, typename I, int TEAM>
-__global__ void cross_entropy_backward(const T* dy, const T* logp, const I* target, const T* weight, T* dx, i64 rows,
-                                       i64 cols, i64 ignore, double smoothing) {
+template <typename T, typename I, int TEAM, int HELD, int PACKED>
+__global__ void cross_entropy_backward(const T* dy, const T* logp, const I* target, const T* weight, T* dx,
+                                       typename Wide<T>::type* part, i64 rows, i64 cols, i64 ignore, double smoothing, i64 pieces,
+                                       int stage) {
   typedef typename Wide<T>::type W;
-  for (i64 i = first_row<TEAM>(); i < rows; i += row_step<TEAM>()) {
-    Target<W, T, I> q(target, i, cols, weight, smoothing);
-    W slope = static_cast<W>(dy[i]), total = 0;
-    if (q.label == ignore) {
-      slope = 0;
-    } else if (!q.is_class()) {
-      slope = (W)nanf("");
-    } else if (smoothing == 0.0) {
-      total = q(q.label);
-    } else {
-      for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) total += q(j);
+  for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
+    const T* const arrays[1] = {logp}, * const none[1] = {nullptr};
+    Rows<T, TEAM, HELD, PACKED, 1> r(arrays, job, cols, pieces);
+    Target<W, T, I> q(target, r.at.row, cols, weight, smoothing);
+    W slope = static_cast<W>(dy[r.at.row]), total = 0;
+    bool ignored = q.label == ignore;
+    if (!ignored && !q.is_class()) slope = (W)nanf("");
+    if (smoothing == 0.0) {
+      if (q.is_class()) total = q(q.label);
+    } else if (stage < 2) {
+      r.each(none, [&](const W(&)[1], const W(&)[1], i64 j) { total += q(j); });
       total = team_reduce<TEAM>(total, Plus());
+    } else {
+      total = pieces_sum<TEAM>(part, r.at.row, pieces);
     }
-    for (i64 j = first_column<TEAM>(); j < cols; j += TEAM) {
-      W p = exp(static_cast<W>(logp[i * cols + j]));
-      W d = q.label == ignore ? W(0) : slope * (p * total - q(j));
-      dx[i * cols + j] = static_cast<T>(d);
+    if (stage == 1) {
+      if (leads<TEAM>()) part[job] = total;
+      continue;
     }
+    r.write(dx, cols, none, [&](const W(&v)[1], const W(&)[1], i64 j) {
+      return ignored ? W(0) : slope * (exp(v[0]) * total - q(j));
+    });
   }
 }
