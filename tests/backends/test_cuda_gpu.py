@@ -11,9 +11,11 @@ import pytest
 
 from gpubackprop import testing
 from gpubackprop.backends import get_backend, philox
+from gpubackprop.backends.attention import AttentionKernels
 from gpubackprop.backends.composites import Composites
 from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import geometry
+from gpubackprop.backends.cuda.backend import CUDABackend
 from gpubackprop.backends.updates import Updates
 from tests.backends import test_composites as composites
 
@@ -81,6 +83,35 @@ def test_rows_of_every_length(cuda, shape):
     scale = np.sqrt(shape[0])
     for name, got, want in zip(("y", "dx", "dw"), found, (wide_z, wide_dx, wide_dw), strict=True):
         testing.require_close(name, got, want.astype(np.float32), close, scale)
+
+
+@pytest.mark.parametrize("width", [32, 64, 128])
+@pytest.mark.parametrize("making", ["float32", "tf32", "float16", "bfloat16"])
+def test_attention_in_tiles(making, width):
+    """Whole tiles and parts of tiles, by the ordinary units and by the tensor cores, on heads that
+    lie side by side; twice the same bits."""
+    own = CUDABackend(0, cudnn="never")
+    own.precision = "tf32" if making == "tf32" else "float32"
+    dtype = np.float16 if making == "float16" else np.float32
+    if making == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    memory = own.asarray(random(2, 333, 3, 4, width).astype(dtype))
+    dy = own.asarray(random(2, 333, 4, width, seed=1).astype(dtype)).transpose(0, 2, 1, 3)
+    q, k, v = (memory[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+    options = {"causal": True, "scale": width**-0.5}
+    runs = []
+    for _ in range(2):
+        y, lse = own.attention(q, k, v, None, **options)
+        slopes = own.attention_backward(dy, q, k, v, None, y, lse, **options)
+        runs.append([own.to_numpy(own.astype(a, np.float32)) for a in (y, lse, *slopes)])
+    wide = [own.to_numpy(own.astype(a, np.float64)) for a in (dy, q, k, v)]
+    expected = AttentionKernels.attention(NUMPY, *wide[1:], None, **options)
+    back = AttentionKernels.attention_backward(NUMPY, *wide, None, *expected, **options)
+    bits = testing.tolerance("float32" if making == "float32" else "float16", 333)
+    for found, again, want in zip(*runs, (*expected, *back), strict=True):
+        np.testing.assert_array_equal(found, again)
+        close = bits * (8 if making == "bfloat16" else 1)
+        testing.require_close(f"attention {making} {width}", found, want, close)
 
 
 def test_sums_of_gradients_are_repeatable(cuda):

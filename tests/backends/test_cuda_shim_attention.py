@@ -3,6 +3,7 @@ definitions."""
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,13 +16,24 @@ from gpubackprop.backends.cuda import attention as overrides
 from gpubackprop.backends.cuda import sources
 from gpubackprop.backends.cuda.attention import CudaAttention
 from gpubackprop.backends.cuda.kernels import Kernels
+from gpubackprop.backends.offers import offered
 from tests.backends.support import shim
 from tests.backends.support.attention_cases import cases, fill
+from tests.backends.support.shim import BFLOAT16
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
 
 NUMPY = NumPyBackend()
-DTYPES = [np.float32, np.float64, np.float16]
+# dtype, and policy of products.
+MAKINGS = {
+    "float32": (np.float32, "float32"),
+    "tf32": (np.float32, "tf32"),
+    "float64": (np.float64, "float32"),
+    "float16": (np.float16, "float32"),
+    "bfloat16": (BFLOAT16, "float32"),
+}
+if BFLOAT16 is None:
+    del MAKINGS["bfloat16"]
 KERNELS = ("attention", "attention_backward")
 
 
@@ -30,12 +42,14 @@ class OnShim(CudaAttention):
 
     def __init__(self):
         super().__init__(np, "shim", "cuda:0")
-        self.launched = []
+        self.precision = "float32"
+        self.launched, self.tensor, self.simple = [], set(), False
         inner = Kernels(SimpleNamespace(RawModule=shim.RawModule)).launch
 
-        def launch(name, *arguments):
+        def launch(name, template, *arguments):
             self.launched.append(name)
-            inner(name, *arguments)
+            self.tensor.add(template[2])
+            inner(name, (*template[:2], "0") if self.simple else template, *arguments)
 
         self.kernels = SimpleNamespace(launch=launch)
 
@@ -54,6 +68,20 @@ def cast(value, dtype):
     return value.astype(dtype) if real else value
 
 
+def tolerance(backend, dtype, length):
+    """Of what is multiplied in so many bits. TF32 has as many in its fraction as float16, bfloat16
+    three fewer."""
+    half = backend.precision == "tf32" or np.dtype(dtype).itemsize == 2
+    return testing.tolerance(np.float16 if half else dtype, length) * (
+        8 if dtype == BFLOAT16 else 1
+    )
+
+
+def readable(x):
+    """As NumPy can compare it: it takes bfloat16 for no number."""
+    return x.astype(np.float32) if x.dtype == BFLOAT16 else x
+
+
 def compare(backend, kernel, note, args, options, dtype):
     args = [cast(a, dtype) for a in args]
     if kernel == "attention_backward":  # y and lse of these very numbers
@@ -70,31 +98,82 @@ def compare(backend, kernel, note, args, options, dtype):
         else:
             assert got.dtype == dtype
         testing.require_close(
-            f"{kernel} {note} {np.dtype(dtype)}: {k}", got, want, testing.tolerance(dtype, length)
+            f"{kernel} {note} {np.dtype(dtype)}: {k}",
+            readable(got),
+            want,
+            tolerance(backend, dtype, length),
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("making", MAKINGS)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_compute_what_the_definitions_say(backend, kernel, dtype):
+def test_kernels_compute_what_the_definitions_say(backend, kernel, making):
+    dtype, backend.precision = MAKINGS[making]
     for note, args, options in cases(kernel):
-        if dtype == np.float16 and "large" in note:
-            continue  # scores beyond what float16 resolves
+        if making not in ("float32", "float64") and "large" in note:
+            continue  # scores beyond what half precision resolves
         compare(backend, kernel, note, args, options, dtype)
     assert set(backend.launched) == (
         {"attention"} if kernel == "attention" else {"attention_queries", "attention_keys"}
     )
+    assert backend.tensor == {"0" if making in ("float32", "float64") else "1"}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_widest_heads(backend, dtype):
-    width = overrides.FEATURES.get(sources.FLOATS[np.dtype(dtype).name], 128)
-    q, k, v = fill((1, 2, 9, width), 1), fill((1, 1, 40, width), 2), fill((1, 1, 40, width), 3)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_half_precision_without_tensor_cores(backend, monkeypatch, kernel):
+    backend.simple = True  # as compiled for sm_75
+    monkeypatch.setitem(sources._PARTLY, ("TENSOR", "__half"), ("0",))
+    monkeypatch.setattr(shim, "library", shim.library.__wrapped__)
+    for note, args, options in cases(kernel):
+        if "large" not in note:
+            compare(backend, kernel, note, args, options, np.float16)
+    assert backend.launched
+
+
+@pytest.mark.parametrize("making", MAKINGS)
+@pytest.mark.parametrize("width", [40, 64, 128])
+def test_wide_heads(making, width):
+    backend = OnShim()
+    dtype, backend.precision = MAKINGS[making]
+    if dtype == np.float64 and width > 64:
+        pytest.skip("wider than there is room for in float64")
+    q, k, v = fill((1, 2, 75, width), 1), fill((1, 1, 106, width), 2), fill((1, 1, 106, width), 3)
     options = {"causal": True, "past": 31, "scale": width**-0.5}
     compare(backend, "attention", "wide", (q, k, v, None), options, dtype)
     args = (fill(q.shape, 4), q, k, v, None, q, q[..., 0])
     compare(backend, "attention_backward", "wide", args, options, dtype)
     assert len(backend.launched) == 3
+
+
+@pytest.mark.parametrize("making", MAKINGS)
+def test_heads_that_lie_side_by_side_are_not_copied_apart(backend, monkeypatch, making):
+    dtype, backend.precision = MAKINGS[making]
+    packed = []
+    monkeypatch.setattr(OnShim, "_packed", lambda self, x: packed.append(x.shape) or x)
+    shape = (2, 35, 3, 3, 8)  # batches, rows, (q, k, v), heads, features
+    for first in (0, 1):  # the second begins in the middle of a piece of 16 bytes
+        memory = fill((math.prod(shape) + 1,), 5).astype(dtype)[first:][: math.prod(shape)]
+        q, k, v = (memory.reshape(shape)[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        options = {"causal": True, "scale": 0.3}
+        y, lse = backend.attention(q, k, v, None, **options)
+        wide = [x.astype(np.float64) for x in (q, k, v)]
+        want, _ = AttentionKernels.attention(NUMPY, *wide, None, **options)
+        testing.require_close("y", readable(y), want, tolerance(backend, dtype, q.size))
+        assert y.transpose(0, 2, 1, 3).flags.c_contiguous
+        place = np.empty_like(y.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+        with offered((place,)):  # as a compiled step does
+            assert backend.attention(q, k, v, None, **options)[0] is place
+        np.testing.assert_array_equal(place, y)
+        dy = fill((2, 35, 3, 8), 6).astype(dtype).transpose(0, 2, 1, 3)
+        found = backend.attention_backward(dy, q, k, v, None, y, lse, **options)
+        given = (dy.astype(np.float64), *wide, None, y.astype(np.float64), lse.astype(np.float64))
+        want = AttentionKernels.attention_backward(NUMPY, *given, **options)
+        for got, expected in zip(found, want, strict=True):
+            testing.require_close(
+                "slopes", readable(got), expected, tolerance(backend, dtype, q.size)
+            )
+            assert got.transpose(0, 2, 1, 3).flags.c_contiguous
+    assert set(packed) == {lse.shape}
 
 
 def test_wider_heads_and_mixed_dtypes_take_the_definition(backend):

@@ -42,7 +42,9 @@ INDICES = {"int32": "int", "int64": "i64"}
 OPTIONS = ("-std=c++17", "-fmad=false")
 
 _HEADERS = {"__half": "GPUBACKPROP_HALF", "__nv_bfloat16": "GPUBACKPROP_BFLOAT16"}
-# What each template parameter other than the element type T may be.
+# Further texts that a file needs in front of it, beside the one that all of them need.
+_PARTS = {"attention": ("tiles.cuh",), "softmax": ("rows.cuh",), "norm": ("rows.cuh",)}
+# What each template parameter other than the element type T may be, for some elements only a part.
 _VALUES = {
     "I": tuple(INDICES.values()),
     "P": ("u8", "int"),
@@ -50,10 +52,17 @@ _VALUES = {
     "BLOCK": ("256",),
     "HELD": ("0", "2", "8"),
     "PACKED": ("0", "1"),
+    "FEATURES": ("32", "64", "128"),
+    "TENSOR": ("0", "1"),
+}
+_PARTLY = {
+    ("FEATURES", "double"): ("32", "64"),
+    ("TENSOR", "double"): ("0",),
+    ("TENSOR", "__half"): ("1",),
+    ("TENSOR", "__nv_bfloat16"): ("1",),
 }
 # Threads that share a row, and how many packs of it each holds: what ``geometry.by_rows`` chooses.
 SHARES = (("32", "2"), ("32", "8"), ("256", "8"), ("256", "0"))
-_ROW_FILES = ("softmax", "norm")
 _FUNCTIONS = {
     "activation": ("Erf", "Sigmoid", "LeakyRelu", "Elu", "Gelu", "GeluTanh", "Silu", "Softplus"),
     "activation_backward": (
@@ -102,14 +111,16 @@ class Signature:
     def _choices(self, parameter: str, element: str) -> tuple[str, ...]:
         if parameter == "T":
             return (element,)
-        return _FUNCTIONS[self.name] if parameter == "F" else _VALUES[parameter]
+        if parameter == "F":
+            return _FUNCTIONS[self.name]
+        return _PARTLY.get((parameter, element), _VALUES[parameter])
 
 
 @functools.cache
 def source(file: str, element: str = "float") -> str:
     """Text to compile for one file and one element type."""
     define = f"#define {_HEADERS[element]}\n" if element in _HEADERS else ""
-    parts = ["common.cuh", *(["rows.cuh"] if file in _ROW_FILES else []), f"{file}.cu"]
+    parts = ("common.cuh", *_PARTS.get(file, ()), f"{file}.cu")
     return define + "\n".join((_FOLDER / p).read_text(encoding="utf-8") for p in parts)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpubackprop.backends.cuda import sources
 
-HEADER = Path(__file__).with_name("shim.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("shim.h", "shim_tensor.h")]
 # -ffp-contract=off is the GPU compiler's -fmad=false.
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")
 try:
@@ -25,6 +25,8 @@ except ImportError:  # then there are no arrays of it
     BFLOAT16 = None
 else:
     BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+WITH_STEPS = {"attention", "attention_queries", "attention_keys"}
+"""Kernels that are told how far apart the rows of their arrays are."""
 _POINTED = {
     "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
@@ -68,7 +70,8 @@ class Kernel:
         self._function = function
 
     def __call__(self, grid: int, block: int, arguments: tuple, reverse: bool = False) -> None:
-        """Run the kernel. `arguments` are C-contiguous arrays, or NumPy scalars as CuPy wants them.
+        """Run the kernel. `arguments` are NumPy scalars as CuPy wants them and arrays, without gaps
+        but for the kernels in WITH_STEPS.
 
         Raises
         ------
@@ -83,7 +86,7 @@ class Kernel:
                 wanted = pointed(argument, self.bindings)
                 if not argument.endswith("*") or (wanted is not None and value.dtype != wanted):
                     raise TypeError(f"{self.expression}: {argument} cannot be {value.dtype} array")
-                if not value.flags.c_contiguous:
+                if not value.flags.c_contiguous and self.signature.name not in WITH_STEPS:
                     raise TypeError(f"{self.expression}: an array for {argument} has gaps")
                 cells.append(np.array(value.ctypes.data, np.uint64))
             elif not isinstance(value, np.generic):
@@ -130,7 +133,7 @@ def build(source: str, expressions: tuple[str, ...]) -> dict[str, Kernel]:
             f"                      [&] {{ {call}({passed}); }});\n}}\n"
         )
     body = source.replace("#include <cuda_fp16.h>", "").replace("#include <cuda_bf16.h>", "")
-    text = "\n".join([HEADER.read_text(), body, *kernels])
+    text = "\n".join([*(h.read_text() for h in HEADERS), body, *kernels])
     key = hashlib.sha256("\0".join([text, *FLAGS, _compiler()]).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"gpubackprop-shim-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,8 +1,18 @@
-// Attention in tiles (Dao et al. 2022, "FlashAttention"): no array of all weights is ever written. A block works on ROWS rows of one
-// head, a few for each warp, and walks over the other side in tiles of 32, one for each lane. Sums over a row run in the order of the
-// tiles; keys' and values' cotangents have a kernel of their own that walks over the queries, so that nothing is added by two blocks.
+// Attention in tiles (Dao et al. 2022, "FlashAttention"; the division of work among warps is that of Dao 2023, "FlashAttention-2"): no
+// array of all weights is ever written. A block works on ROWS rows of one head, 16 for each warp, and walks over the other side in
+// tiles of DEPTH rows. Sums over a row run in the order of the tiles; keys' and values' cotangents have a kernel of their own that
+// walks over the queries, so that nothing is added by two blocks.
 //
-// Arrays are (batches, heads, length, features); `groups` heads of keys serve heads / groups heads of queries each.
+// Arrays are (batches, heads, length, features), with steps of their own between batches, heads and rows, so that heads which lie side
+// by side in memory need not be copied apart; `groups` heads of keys serve heads / groups heads of queries each. FEATURES is what
+// there is room for: features beyond those of the arrays are zeros in shared memory.
+
+// Rows of a block, and of a tile forwards and backwards: what fits in 48 KiB of shared memory.
+template <int BYTES> struct Tiles { static constexpr int ROWS = 64, FORWARD = BYTES <= 128 ? 64 : 32, BACKWARD = BYTES <= 128 ? 32 : 16; };
+template <> struct Tiles<512> { static constexpr int ROWS = 32, FORWARD = 16, BACKWARD = 8; };
+
+// A call: written out wherever a weight may be dropped it would be most of a kernel.
+__device__ __noinline__ Block called_philox(u64 counter, u32 stream, u64 seed) { return philox(counter, stream, seed); }
 
 // What decides over a weight beside its score.
 template <typename T> struct Rule {
@@ -15,6 +25,8 @@ template <typename T> struct Rule {
   u64 seed, offset;
   double scale, weight;  // of a score, and of a weight that is kept
 
+  // Whether queries from i on may attend to all keys before j.
+  __device__ bool all(i64 i, i64 j) const { return !seen && !bias && j <= keys && (!causal || j <= i + past + 1); }
   // The score of query i and key j, whose product is `dot`; -infinity where i may not attend to j.
   __device__ W score(W dot, i64 b, i64 h, i64 i, i64 j) const {
     W nowhere = log(W(0)), s = dot * (W)scale;
@@ -23,229 +35,241 @@ template <typename T> struct Rule {
     if (seen && !seen[at]) return nowhere;
     return bias ? s + static_cast<W>(bias[at]) : s;
   }
-  // What a weight is multiplied by: 0 where it is dropped.
+  // What the weights of the keys j / 2 * 2 and the one behind it are multiplied by: 0 where they are dropped.
+  __device__ void factors(W (&factor)[2], i64 b, i64 h, i64 i, i64 j) const {
+    Block block = words(b, h, i, j);
+    factor[0] = (j & 2 ? block.word[2] : block.word[0]) < threshold ? (W)weight : W(0);
+    factor[1] = (j & 2 ? block.word[3] : block.word[1]) < threshold ? (W)weight : W(0);
+  }
   __device__ W factor(i64 b, i64 h, i64 i, i64 j) const {
-    if (weight < 0.0) return W(1);
-    i64 width = (keys + 3) / 4 * 4;
-    u64 number = (u64)(((b * heads + h) * queries + i) * width + j);
-    Block block = philox(offset + (number >> 2), stream, seed);
-    return block.word[number & 3] < threshold ? (W)weight : W(0);
+    W both[2];
+    factors(both, b, h, i, j);
+    return j & 1 ? both[1] : both[0];
+  }
+  __device__ bool drops() const { return weight >= 0.0; }
+
+ private:
+  // The random words of four keys, of which j is one.
+  __device__ Block words(i64 b, i64 h, i64 i, i64 j) const {
+    i64 width = (keys + 3) / 4;
+    return called_philox(offset + (u64)(((b * heads + h) * queries + i) * width + j / 4), stream, seed);
   }
 };
 
-// Rows `first` to `first + COUNT` of a (rows, features) array into shared memory, zeros beyond its end. All threads of the block.
-template <int COUNT, int WIDTH, typename W, typename T>
-__device__ void load_rows(W (&to)[COUNT][WIDTH], const T* from, i64 first, i64 rows, int features) {
-  for (int k = threadIdx.x; k < COUNT * features; k += blockDim.x) {
-    int r = k / features, f = k % features;
-    to[r][f] = first + r < rows ? static_cast<W>(from[(first + r) * features + f]) : W(0);
-  }
-}
-
-template <typename W> __device__ __forceinline__ W product(const W* a, const W* b, int features) {
-  W s = 0;
-  for (int f = 0; f < features; ++f) s += a[f] * b[f];
-  return s;
-}
-
-// The most features, and rows of a warp: what fits in 48 KiB of shared memory.
-template <typename W> struct Limit { static constexpr int FEATURES = 128, FORWARD = 4, BACKWARD = 2; };
-template <> struct Limit<double> { static constexpr int FEATURES = 64, FORWARD = 2, BACKWARD = 1; };
-
-template <typename T>
+template <typename T, int FEATURES, int TENSOR>
 __global__ void attention(const T* q, const T* k, const T* v, const bool* seen, const T* bias, T* y,
                           typename Wide<T>::type* lse, i64 batches, i64 heads, i64 groups, i64 queries, i64 keys, int d, int dv,
+                          i64 q_b, i64 q_h, i64 q_i, i64 k_b, i64 k_h, i64 k_i, i64 v_b, i64 v_h, i64 v_i, i64 y_b, i64 y_h, i64 y_i,
                           i64 step_b, i64 step_h, i64 step_i, i64 step_j, int causal, i64 past, double scale, u32 threshold,
                           double weight, u64 seed, u32 stream, const u64* place, u64 offset) {
   typedef typename Wide<T>::type W;
-  constexpr int FEATURES = Limit<W>::FEATURES, COUNT = Limit<W>::FORWARD, ROWS = 8 * COUNT, PIECES = FEATURES / 32;
-  __shared__ W rows[ROWS][FEATURES];
-  __shared__ W tile[32][FEATURES + 1];  // one more, so that lanes do not meet in a bank
-  __shared__ W weights[ROWS][32];
+  typedef typename Engine<T, TENSOR>::type E;
+  typedef Tiles<FEATURES * sizeof(T)> Size;
+  constexpr int ROWS = Size::ROWS, DEPTH = Size::FORWARD, N = DEPTH / 8, M = FEATURES / 8;
+  constexpr int STRIDE = FEATURES + 16 / sizeof(T), THREADS = 2 * ROWS;
+  alignas(16) __shared__ T rows[ROWS * STRIDE];
+  alignas(16) __shared__ T key_tile[DEPTH * STRIDE];
+  alignas(16) __shared__ T value_tile[DEPTH * STRIDE];
   Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed,
                   given(place, offset), scale, weight};
-  int lane = threadIdx.x % 32, own = threadIdx.x / 32 * COUNT;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16;
   i64 tiles = (queries + ROWS - 1) / ROWS;
   W nowhere = log(W(0));
-  for (i64 t = blockIdx.x; t < batches * heads * tiles; t += gridDim.x) {
-    i64 head = t / tiles, first = t % tiles * ROWS, b = head / heads, h = head % heads;
-    i64 shared = b * groups + h / (heads / groups);
-    i64 end = causal && first + ROWS + past < keys ? first + ROWS + past : keys;
-    W acc[COUNT][PIECES], top[COUNT], total[COUNT];
-    for (int r = 0; r < COUNT; ++r) {
-      top[r] = nowhere;
-      total[r] = 0;
-      for (int c = 0; c < PIECES; ++c) acc[r][c] = 0;
-    }
-    __syncthreads();
-    load_rows(rows, q + head * queries * d, first, queries, d);
-    for (i64 j0 = 0; j0 < end; j0 += 32) {
+  for (i64 work = blockIdx.x; work < batches * heads * tiles; work += gridDim.x) {
+    // The last rows come first: under a causal mask they have the most to do.
+    i64 head = work / tiles, first = (tiles - 1 - work % tiles) * ROWS, b = head / heads, h = head % heads, group = h / (heads / groups);
+    i64 end = causal && first + ROWS + past < keys ? first + ROWS + past : keys, own = first + warp + lane / 4;
+    W acc[M][4] = {}, top[2] = {nowhere, nowhere}, total[2] = {};
+    __syncthreads();  // what is in shared memory has been read
+    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(rows, q + b * q_b + h * q_h, q_i, first, queries, d);
+    for (i64 j0 = 0; j0 < end; j0 += DEPTH) {
       __syncthreads();
-      load_rows(tile, k + shared * keys * d, j0, keys, d);
+      load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(key_tile, k + b * k_b + group * k_h, k_i, j0, keys, d);
+      load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(value_tile, v + b * v_b + group * v_h, v_i, j0, keys, dv);
       __syncthreads();
-      for (int r = 0; r < COUNT; ++r) {
-        i64 i = first + own + r;
-        W s = rule.score(product(rows[own + r], tile[lane], d), b, h, i, j0 + lane);
-        W larger = Larger()(team_reduce<32>(s, Larger()), top[r]);
-        W shift = larger == nowhere ? W(0) : larger;
-        W p = exp(s - shift), shrink = exp(top[r] - shift);
-        total[r] = total[r] * shrink + team_reduce<32>(p, Plus());
-        top[r] = larger;
-        for (int c = 0; c < PIECES; ++c) acc[r][c] *= shrink;
-        weights[own + r][lane] = p == W(0) ? W(0) : p * rule.factor(b, h, i, j0 + lane);
+      W s[N][4] = {}, larger[2] = {top[0], top[1]}, shift[2];
+      E::template rows_by_rows<STRIDE, FEATURES>(s, rows + warp * STRIDE, key_tile, lane);
+      bool all = rule.all(first + warp, j0 + DEPTH);
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          s[n][e] = all ? s[n][e] * (W)scale : rule.score(s[n][e], b, h, own + e / 2 * 8, j0 + 8 * n + lane % 4 * 2 + e % 2);
+          larger[e / 2] = Larger()(s[n][e], larger[e / 2]);
+        }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        larger[r] = row_reduce(larger[r], Larger());
+        shift[r] = larger[r] == nowhere ? W(0) : larger[r];
+        W shrink = E::power(top[r] - shift[r]);
+        top[r] = larger[r];
+        total[r] *= shrink;
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          acc[m][2 * r] *= shrink;
+          acc[m][2 * r + 1] *= shrink;
+        }
       }
-      __syncthreads();
-      load_rows(tile, v + shared * keys * dv, j0, keys, dv);
-      __syncthreads();
-      for (int r = 0; r < COUNT; ++r)
-        for (int c = 0; c < PIECES; ++c)
-          if (lane + 32 * c < dv)
-            for (int j = 0; j < 32; ++j) acc[r][c] += weights[own + r][j] * tile[j][lane + 32 * c];
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          W p[2] = {E::power(s[n][2 * r] - shift[r]), E::power(s[n][2 * r + 1] - shift[r])}, factor[2];
+          total[r] += p[0] + p[1];
+          if (rule.drops()) {
+            rule.factors(factor, b, h, own + 8 * r, j0 + 8 * n + lane % 4 * 2);
+            p[0] *= factor[0];
+            p[1] *= factor[1];
+          }
+          s[n][2 * r] = p[0];
+          s[n][2 * r + 1] = p[1];
+        }
+      E::template weights_by_rows<STRIDE>(acc, s, value_tile, lane);
     }
-    for (int r = 0; r < COUNT; ++r) {
-      i64 i = first + own + r;
-      if (i >= queries) continue;
+    W share[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      total[r] = row_reduce(total[r], Plus());
       bool nothing = total[r] == W(0);
-      for (int c = 0; c < PIECES; ++c)
-        if (lane + 32 * c < dv)
-          y[(head * queries + i) * dv + lane + 32 * c] = static_cast<T>(nothing ? W(0) : acc[r][c] / total[r]);
-      if (lane == 0) lse[head * queries + i] = nothing ? -nowhere : log(total[r]) + top[r];
+      share[r] = nothing ? W(0) : W(1) / total[r];
+      if (lane % 4 == 0 && own + 8 * r < queries) lse[head * queries + own + 8 * r] = nothing ? -nowhere : log(total[r]) + top[r];
     }
+    store_rows<E>(y + b * y_b + h * y_h, y_i, first + warp, queries, dv, acc, share, lane);
   }
 }
 
 // The queries' cotangent, and `inner`, the sum of dy * y over each row, which the keys' needs too.
-template <typename T>
+template <typename T, int FEATURES, int TENSOR>
 __global__ void attention_queries(const T* dy, const T* q, const T* k, const T* v, const bool* seen, const T* bias, const T* y,
                                   const typename Wide<T>::type* lse, T* dq, typename Wide<T>::type* inner, i64 batches, i64 heads,
-                                  i64 groups, i64 queries, i64 keys, int d, int dv, i64 step_b, i64 step_h, i64 step_i, i64 step_j,
-                                  int causal, i64 past, double scale, u32 threshold, double weight, u64 seed, u32 stream, const u64* place, u64 offset) {
+                                  i64 groups, i64 queries, i64 keys, int d, int dv, i64 g_b, i64 g_h, i64 g_i, i64 q_b, i64 q_h,
+                                  i64 q_i, i64 k_b, i64 k_h, i64 k_i, i64 v_b, i64 v_h, i64 v_i, i64 y_b, i64 y_h, i64 y_i, i64 dq_b,
+                                  i64 dq_h, i64 dq_i, i64 step_b, i64 step_h, i64 step_i, i64 step_j, int causal, i64 past,
+                                  double scale, u32 threshold, double weight, u64 seed, u32 stream, const u64* place, u64 offset) {
   typedef typename Wide<T>::type W;
-  constexpr int FEATURES = Limit<W>::FEATURES, COUNT = Limit<W>::BACKWARD, ROWS = 8 * COUNT, PIECES = FEATURES / 32;
-  __shared__ W rows[ROWS][FEATURES];
-  __shared__ W out[ROWS][FEATURES];
-  __shared__ W tile[32][FEATURES + 1];
-  __shared__ W slopes[ROWS][32];
+  typedef typename Engine<T, TENSOR>::type E;
+  typedef Tiles<FEATURES * sizeof(T)> Size;
+  constexpr int ROWS = Size::ROWS, DEPTH = Size::BACKWARD, N = DEPTH / 8, M = FEATURES / 8;
+  constexpr int STRIDE = FEATURES + 16 / sizeof(T), THREADS = 2 * ROWS;
+  alignas(16) __shared__ T rows[ROWS * STRIDE];
+  alignas(16) __shared__ T slope_rows[ROWS * STRIDE];
+  alignas(16) __shared__ T key_tile[DEPTH * STRIDE];
+  alignas(16) __shared__ T value_tile[DEPTH * STRIDE];
   Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed,
                   given(place, offset), scale, weight};
-  int lane = threadIdx.x % 32, own = threadIdx.x / 32 * COUNT;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16;
   i64 tiles = (queries + ROWS - 1) / ROWS;
-  for (i64 t = blockIdx.x; t < batches * heads * tiles; t += gridDim.x) {
-    i64 head = t / tiles, first = t % tiles * ROWS, b = head / heads, h = head % heads;
-    i64 shared = b * groups + h / (heads / groups);
-    i64 end = causal && first + ROWS + past < keys ? first + ROWS + past : keys;
-    W acc[COUNT][PIECES], mean[COUNT], dw[COUNT];
+  for (i64 work = blockIdx.x; work < batches * heads * tiles; work += gridDim.x) {
+    i64 head = work / tiles, first = (tiles - 1 - work % tiles) * ROWS, b = head / heads, h = head % heads, group = h / (heads / groups);
+    i64 end = causal && first + ROWS + past < keys ? first + ROWS + past : keys, own = first + warp + lane / 4;
+    const T *dy_head = dy + b * g_b + h * g_h, *y_head = y + b * y_b + h * y_h;
+    W acc[M][4] = {}, mean[2] = {}, sum[2];
     __syncthreads();
-    load_rows(rows, q + head * queries * d, first, queries, d);
-    load_rows(out, dy + head * queries * dv, first, queries, dv);
-    __syncthreads();
-    for (int r = 0; r < COUNT; ++r) {
-      i64 i = first + own + r;
-      W s = 0;
-      if (i < queries)
-        for (int f = lane; f < dv; f += 32) s += out[own + r][f] * static_cast<W>(y[(head * queries + i) * dv + f]);
-      mean[r] = team_reduce<32>(s, Plus());
-      if (i < queries && lane == 0) inner[head * queries + i] = mean[r];
-      for (int c = 0; c < PIECES; ++c) acc[r][c] = 0;
+    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(rows, q + b * q_b + h * q_h, q_i, first, queries, d);
+    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(slope_rows, dy_head, g_i, first, queries, dv);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      i64 i = own + 8 * r;
+      bool there = i < queries;
+      if (there)
+        for (int f = lane % 4; f < dv; f += 4) mean[r] += static_cast<W>(dy_head[i * g_i + f]) * static_cast<W>(y_head[i * y_i + f]);
+      mean[r] = row_reduce(mean[r], Plus());
+      sum[r] = there ? lse[head * queries + i] : -log(W(0));
+      if (there && lane % 4 == 0) inner[head * queries + i] = mean[r];
     }
-    for (i64 j0 = 0; j0 < end; j0 += 32) {
+    for (i64 j0 = 0; j0 < end; j0 += DEPTH) {
       __syncthreads();
-      load_rows(tile, v + shared * keys * dv, j0, keys, dv);
+      load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(key_tile, k + b * k_b + group * k_h, k_i, j0, keys, d);
+      load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(value_tile, v + b * v_b + group * v_h, v_i, j0, keys, dv);
       __syncthreads();
-      for (int r = 0; r < COUNT; ++r) dw[r] = product(out[own + r], tile[lane], dv);
-      __syncthreads();
-      load_rows(tile, k + shared * keys * d, j0, keys, d);
-      __syncthreads();
-      for (int r = 0; r < COUNT; ++r) {
-        i64 i = first + own + r, j = j0 + lane;
-        W p = 0;
-        if (i < queries) p = exp(rule.score(product(rows[own + r], tile[lane], d), b, h, i, j) - lse[head * queries + i]);
-        slopes[own + r][lane] = p == W(0) ? W(0) : p * (dw[r] * rule.factor(b, h, i, j) - mean[r]);
-      }
-      __syncthreads();
-      for (int r = 0; r < COUNT; ++r)
-        for (int c = 0; c < PIECES; ++c)
-          if (lane + 32 * c < d)
-            for (int j = 0; j < 32; ++j) acc[r][c] += slopes[own + r][j] * tile[j][lane + 32 * c];
+      W s[N][4] = {}, dw[N][4] = {};
+      E::template rows_by_rows<STRIDE, FEATURES>(s, rows + warp * STRIDE, key_tile, lane);
+      E::template rows_by_rows<STRIDE, FEATURES>(dw, slope_rows + warp * STRIDE, value_tile, lane);
+      bool all = rule.all(first + warp, j0 + DEPTH);
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          i64 i = own + 8 * r, j = j0 + 8 * n + lane % 4 * 2;
+          W factor[2] = {W(1), W(1)};
+          if (rule.drops()) rule.factors(factor, b, h, i, j);
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            W score = s[n][2 * r + e];
+            W p = E::power((all ? score * (W)scale : rule.score(score, b, h, i, j + e)) - sum[r]);
+            s[n][2 * r + e] = p == W(0) ? W(0) : p * (dw[n][2 * r + e] * factor[e] - mean[r]);
+          }
+        }
+      E::template weights_by_rows<STRIDE>(acc, s, key_tile, lane);
     }
-    for (int r = 0; r < COUNT; ++r)
-      for (int c = 0; c < PIECES; ++c)
-        if (first + own + r < queries && lane + 32 * c < d)
-          dq[(head * queries + first + own + r) * d + lane + 32 * c] = static_cast<T>(acc[r][c] * (W)scale);
+    W scales[2] = {(W)scale, (W)scale};
+    store_rows<E>(dq + b * dq_b + h * dq_h, dq_i, first + warp, queries, d, acc, scales, lane);
   }
 }
 
-// The cotangents of keys and values, over all queries of all heads that share them.
-template <typename T>
+// The cotangents of keys and values, over all queries of all heads that share them. Rows are keys here, and columns queries.
+template <typename T, int FEATURES, int TENSOR>
 __global__ void attention_keys(const T* dy, const T* q, const T* k, const T* v, const bool* seen, const T* bias,
-                               const typename Wide<T>::type* lse, const typename Wide<T>::type* inner, T* dk, T* dv_out,
-                               i64 batches, i64 heads, i64 groups, i64 queries, i64 keys, int d, int dv, i64 step_b, i64 step_h,
-                               i64 step_i, i64 step_j, int causal, i64 past, double scale, u32 threshold, double weight, u64 seed, u32 stream, const u64* place, u64 offset) {
+                               const typename Wide<T>::type* lse, const typename Wide<T>::type* inner, T* dk, T* dv_out, i64 batches,
+                               i64 heads, i64 groups, i64 queries, i64 keys, int d, int dv, i64 g_b, i64 g_h, i64 g_i, i64 q_b,
+                               i64 q_h, i64 q_i, i64 k_b, i64 k_h, i64 k_i, i64 v_b, i64 v_h, i64 v_i, i64 dk_b, i64 dk_h, i64 dk_i,
+                               i64 dv_b, i64 dv_h, i64 dv_i, i64 step_b, i64 step_h, i64 step_i, i64 step_j, int causal, i64 past,
+                               double scale, u32 threshold, double weight, u64 seed, u32 stream, const u64* place, u64 offset) {
   typedef typename Wide<T>::type W;
-  constexpr int FEATURES = Limit<W>::FEATURES, COUNT = Limit<W>::BACKWARD, ROWS = 8 * COUNT, PIECES = FEATURES / 32;
-  __shared__ W rows[ROWS][FEATURES];
-  __shared__ W values[ROWS][FEATURES];
-  __shared__ W tile[32][FEATURES + 1];
-  __shared__ W weights[ROWS][32];
-  __shared__ W slopes[ROWS][32];
+  typedef typename Engine<T, TENSOR>::type E;
+  typedef Tiles<FEATURES * sizeof(T)> Size;
+  constexpr int ROWS = Size::ROWS, DEPTH = Size::BACKWARD, N = DEPTH / 8, M = FEATURES / 8;
+  constexpr int STRIDE = FEATURES + 16 / sizeof(T), THREADS = 2 * ROWS;
+  alignas(16) __shared__ T key_rows[ROWS * STRIDE];
+  alignas(16) __shared__ T value_rows[ROWS * STRIDE];
+  alignas(16) __shared__ T query_tile[DEPTH * STRIDE];
+  alignas(16) __shared__ T slope_tile[DEPTH * STRIDE];
+  __shared__ W sums[DEPTH], means[DEPTH];
   Rule<T> rule = {seen, bias, step_b, step_h, step_i, step_j, heads, queries, keys, past, causal, threshold, stream, seed,
                   given(place, offset), scale, weight};
-  int lane = threadIdx.x % 32, own = threadIdx.x / 32 * COUNT;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16;
   i64 tiles = (keys + ROWS - 1) / ROWS, share = heads / groups;
-  for (i64 t = blockIdx.x; t < batches * groups * tiles; t += gridDim.x) {
-    i64 shared = t / tiles, first = t % tiles * ROWS, b = shared / groups;
-    W keys_acc[COUNT][PIECES], values_acc[COUNT][PIECES], p[COUNT];
-    for (int r = 0; r < COUNT; ++r)
-      for (int c = 0; c < PIECES; ++c) keys_acc[r][c] = values_acc[r][c] = 0;
+  for (i64 work = blockIdx.x; work < batches * groups * tiles; work += gridDim.x) {
+    i64 shared = work / tiles, first = work % tiles * ROWS, b = shared / groups, group = shared % groups;
+    i64 own = first + warp + lane / 4, last = first + warp + 16;
+    W keys_acc[M][4] = {}, values_acc[M][4] = {};
     __syncthreads();
-    load_rows(rows, k + shared * keys * d, first, keys, d);
-    load_rows(values, v + shared * keys * dv, first, keys, dv);
+    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(key_rows, k + b * k_b + group * k_h, k_i, first, keys, d);
+    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(value_rows, v + b * v_b + group * v_h, v_i, first, keys, dv);
     // The first query that may attend to one of these keys.
-    i64 start = causal && first > past ? (first - past) / 32 * 32 : 0;
-    for (i64 g = 0; g < share; ++g) {
-      i64 h = shared % groups * share + g, head = b * heads + h;
-      for (i64 i0 = start; i0 < queries; i0 += 32) {
-        i64 i = i0 + lane;
+    i64 start = causal && first > past ? (first - past) / DEPTH * DEPTH : 0;
+    for (i64 h = group * share; h < (group + 1) * share; ++h) {
+      for (i64 i0 = start; i0 < queries; i0 += DEPTH) {
         __syncthreads();
-        load_rows(tile, q + head * queries * d, i0, queries, d);
-        __syncthreads();
-        for (int r = 0; r < COUNT; ++r) {
-          i64 j = first + own + r;
-          p[r] = i < queries && j < keys
-                     ? exp(rule.score(product(rows[own + r], tile[lane], d), b, h, i, j) - lse[head * queries + i])
-                     : W(0);
+        load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(query_tile, q + b * q_b + h * q_h, q_i, i0, queries, d);
+        load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(slope_tile, dy + b * g_b + h * g_h, g_i, i0, queries, dv);
+        for (int c = threadIdx.x; c < DEPTH; c += THREADS) {
+          i64 i = i0 + c, at = (b * heads + h) * queries + i;
+          sums[c] = i < queries ? lse[at] : -log(W(0));  // no weight beyond the last query
+          means[c] = i < queries ? inner[at] : W(0);
         }
         __syncthreads();
-        load_rows(tile, dy + head * queries * dv, i0, queries, dv);
-        __syncthreads();
-        for (int r = 0; r < COUNT; ++r) {
-          i64 j = first + own + r;
-          W factor = p[r] == W(0) ? W(0) : rule.factor(b, h, i, j), dw = product(values[own + r], tile[lane], dv);
-          weights[own + r][lane] = p[r] * factor;
-          slopes[own + r][lane] = p[r] == W(0) ? W(0) : p[r] * (dw * factor - inner[head * queries + i]);
-        }
-        __syncthreads();
-        for (int r = 0; r < COUNT; ++r)
-          for (int c = 0; c < PIECES; ++c)
-            if (lane + 32 * c < dv)
-              for (int n = 0; n < 32; ++n) values_acc[r][c] += weights[own + r][n] * tile[n][lane + 32 * c];
-        __syncthreads();
-        load_rows(tile, q + head * queries * d, i0, queries, d);
-        __syncthreads();
-        for (int r = 0; r < COUNT; ++r)
-          for (int c = 0; c < PIECES; ++c)
-            if (lane + 32 * c < d)
-              for (int n = 0; n < 32; ++n) keys_acc[r][c] += slopes[own + r][n] * tile[n][lane + 32 * c];
+        W s[N][4] = {}, dw[N][4] = {};
+        E::template rows_by_rows<STRIDE, FEATURES>(s, key_rows + warp * STRIDE, query_tile, lane);
+        E::template rows_by_rows<STRIDE, FEATURES>(dw, value_rows + warp * STRIDE, slope_tile, lane);
+        bool all = rule.all(i0, last);
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            int c = 8 * n + lane % 4 * 2 + e % 2;
+            i64 i = i0 + c, j = own + e / 2 * 8;
+            W p = E::power((all ? s[n][e] * (W)scale : rule.score(s[n][e], b, h, i, j)) - sums[c]);
+            W factor = rule.drops() ? rule.factor(b, h, i, j) : W(1);
+            dw[n][e] = p == W(0) ? W(0) : p * (dw[n][e] * factor - means[c]);
+            s[n][e] = p * factor;
+          }
+        E::template weights_by_rows<STRIDE>(values_acc, s, slope_tile, lane);
+        E::template weights_by_rows<STRIDE>(keys_acc, dw, query_tile, lane);
       }
     }
-    for (int r = 0; r < COUNT; ++r) {
-      i64 j = first + own + r;
-      if (j >= keys) continue;
-      for (int c = 0; c < PIECES; ++c) {
-        int f = lane + 32 * c;
-        if (f < d) dk[(shared * keys + j) * d + f] = static_cast<T>(keys_acc[r][c] * (W)scale);
-        if (f < dv) dv_out[(shared * keys + j) * dv + f] = static_cast<T>(values_acc[r][c]);
-      }
-    }
+    W scales[2] = {(W)scale, (W)scale}, ones[2] = {W(1), W(1)};
+    store_rows<E>(dk + b * dk_b + group * dk_h, dk_i, first + warp, keys, d, keys_acc, scales, lane);
+    store_rows<E>(dv_out + b * dv_b + group * dv_h, dv_i, first + warp, keys, dv, values_acc, ones, lane);
   }
 }
