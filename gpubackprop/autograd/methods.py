@@ -276,8 +276,36 @@ class ArrayMethods(Reductions):
         # tensor.
         op = REGISTRY.get(name)
         if op is None or op.inputs[:1] != ("x",):
-            raise AttributeError(f"Tensor has no attribute {name!r}")
+            instead = ELSEWHERE.get(name)
+            words = f"; write {instead} instead" if instead else ""
+            raise AttributeError(f"Tensor has no attribute {name!r}{words}")
         return lambda *args, **params: apply(op, self, *args, **params)
+
+
+# Methods of other libraries' tensors that have another name here: NumPy's.
+ELSEWHERE = {
+    "cuda": "x.to('cuda')",
+    "dim": "x.ndim",
+    "float": "x.astype('float32')",
+    "double": "x.astype('float64')",
+    "half": "x.astype('float16')",
+    "int": "x.astype('int32')",
+    "long": "x.astype('int64')",
+    "bool": "x.astype('bool')",
+    "contiguous": "x",
+    "t": "x.T",
+    "mT": "x.swapaxes(-1, -2)",
+    "expand": "gb.broadcast_to(x, shape)",
+    "masked_fill": "gb.where(mask, value, x)",
+    "pow": "x**n",
+    "mm": "x @ y",
+    "bmm": "x @ y",
+    "matmul": "x @ y",
+    "add_": "x += y",
+    "mul_": "x *= y",
+    "grad_fn": "x.node",
+    "is_cuda": "x.device",
+}
 
 
 def _assigned(symbol: str, name: str, x: Any, other: Operand) -> Any:

@@ -225,7 +225,8 @@ class Tensor(ArrayMethods):
         """
         if not self.requires_grad:
             raise GradientError(
-                "backward: this tensor does not depend on any tensor that has requires_grad=True"
+                "backward: this tensor does not depend on any tensor that has requires_grad=True "
+                "(what no_grad, detach() or a compiled function gives has no history)"
             )
         seed = seed_cotangent(self, gradient, create_graph)
         run_backward([self], [seed], retain_graph=retain_graph, create_graph=create_graph)
@@ -285,8 +286,7 @@ def tensor(
     DTypeError
         If `data` is not numeric, or derivatives are asked of an integer dtype.
     """
-    source = None
-    dtype = None if dtype is None else as_dtype(dtype)
+    source, dtype = None, None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
         source, data = data.backend, data.array
     if hasattr(data, "dtype") and hasattr(data, "shape"):

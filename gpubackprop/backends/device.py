@@ -128,6 +128,12 @@ def limit_memory(limit: int | str | None, device: str | Backend | None = "cuda")
             limit = parse_bytes(limit)
         except ValueError as error:
             raise ConfigError(f"limit_memory: limit {error}") from None
+    whole = isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
+    if limit is not None and not whole:
+        raise ConfigError(
+            f"limit_memory: limit must be a number of bytes from 1 on, a size such as '8GiB', or "
+            f"None, not {limit!r}"
+        )
     get_backend(device).limit_memory(limit)
 
 

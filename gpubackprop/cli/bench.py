@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from gpubackprop import suggest
+from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.bench import show
 from gpubackprop.bench.run import Options, known_peers, names, report
@@ -20,6 +22,7 @@ from gpubackprop.cli.parser import (
     whole_number,
 )
 from gpubackprop.errors import ConfigError
+from gpubackprop.training.files import write_atomic
 
 DONE, FAILED = 0, 1
 
@@ -70,7 +73,13 @@ def run(options: argparse.Namespace) -> int:
     for given in (options.json, options.chart):
         if given is not None and not Path(given).resolve().parent.is_dir():
             raise ConfigError(f"the folder of {given} does not exist")
+    if options.chart is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(
+            "--chart needs matplotlib, which is not installed (pip install 'gpubackprop[plot]')"
+        )
     devices = options.devices or [choose(None).device]
+    if options.memory_limit is not None and set(devices) == {"cpu"}:
+        get_backend("cpu").limit_memory(options.memory_limit)  # says that there is nothing to limit
     found = report(
         Options(
             devices,
@@ -91,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _keep(found: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_atomic(path, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _devices(text: str) -> list[str]:

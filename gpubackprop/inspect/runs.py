@@ -14,6 +14,7 @@ from gpubackprop.errors import CheckpointError
 from gpubackprop.inspect.compare import Comparer, Comparison, StepReport
 from gpubackprop.inspect.trace import Record, Trace, Tracer
 from gpubackprop.recipes import Recipe, build, make_trainer
+from gpubackprop.training.state import differences
 
 TRACE_LIMIT = 4096
 """Values of each array that a saved trace keeps: evenly spaced ones, and the norm of all."""
@@ -117,11 +118,13 @@ def compare_with_trace(
     """
     wanted, found = recipe.as_dict(), trace.meta.get("recipe")
     found = found if isinstance(found, dict) else {}
-    different = [k for k in wanted if k != "summary" and wanted[k] != found.get(k)]
+    about = {k: v for k, v in wanted.items() if k != "summary"}
+    different = differences({k: found.get(k) for k in about}, about)
     if different:
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
         raise CheckpointError(
-            f"the trace is of another run: {', '.join(different)} differ(s); "
-            "compare with the recipe, seed, dtype and settings that it was saved with"
+            f"the trace is of another run: {different[0]}{more}; compare with the recipe, seed, "
+            "dtype and settings that it was saved with"
         )
     steps = len(trace.steps) if steps is None else steps
     losses = trace.meta.get("losses", [])

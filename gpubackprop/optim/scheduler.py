@@ -33,6 +33,10 @@ class Scheduler:
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, step: int = 0) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigError(
+                f"Scheduler: optimizer must be an Optimizer, not {type(optimizer).__name__}"
+            )
         if not callable(schedule):
             raise ConfigError(f"Scheduler: {schedule!r} is not a schedule (a function of the step)")
         self.optimizer = optimizer

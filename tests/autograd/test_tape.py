@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 import weakref
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import gpubackprop as gb
-from gpubackprop.autograd import REGISTRY, STATE, Operation, Sample, Tensor, apply, tape
+from gpubackprop.autograd import REGISTRY, STATE, Operation, Sample, Tensor, apply, methods, tape
 from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpubackprop.testing import StandInBackend
@@ -247,6 +248,17 @@ def test_constants_leave_no_node():
     assert (x * 2.0).node is None
     with pytest.raises(GradientError, match="does not depend on any tensor"):
         (x * 2.0).sum().backward()
+
+
+def test_methods_that_have_another_name_here_are_named():
+    x = gb.tensor([[1.0, 2.0]])
+    for name, words in methods.ELSEWHERE.items():
+        with pytest.raises(AttributeError, match=re.escape(f"{name!r}; write {words} instead")):
+            getattr(x, name)
+        if words.startswith("x.") and "cuda" not in words:
+            eval(words, {"x": x})
+    with pytest.raises(AttributeError, match="Tensor has no attribute 'nonsense'$"):
+        _ = x.nonsense
 
 
 # Memory.

@@ -229,6 +229,20 @@ def test_wrong_arguments_are_one_line(capsys, arguments, words):
     assert err.count("\n") == 1 and words in err
 
 
+def test_what_cannot_be_written_or_limited_is_said_before_anything_is_measured(
+    capsys, tmp_path, monkeypatch
+):
+    measured = []
+    monkeypatch.setattr("gpubackprop.cli.bench.report", lambda *_: measured.append(1))
+    given = ["bench", "--devices", "cpu", "--only", "copy"]
+    assert main([*given, "--gpu-memory-limit", "1GiB"]) == 1
+    assert "the memory of cpu cannot be limited" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*given, "--chart", str(tmp_path / "x.png")]) == 2
+    assert "pip install 'gpubackprop[plot]'" in capsys.readouterr().err
+    assert not measured
+
+
 def test_every_recipe_has_made_up_data():
     for name in recipes.names():
         made = networks.make(name)

@@ -55,7 +55,7 @@ def test_saved_trace_stands_for_the_other_machine(capsys, tmp_path):
     status, out, _ = run(capsys, "--devices", "cpu", "--against", str(trace))
     assert status == 0 and "verdict: the runs agree" in out
     status, _, err = run(capsys, "--devices", "cpu", "--against", str(trace), "--seed", "3")
-    assert status == 1 and "another run: train" in err
+    assert status == 1 and "another run: train.seed was 0 and is now 3; compare" in err
 
 
 def test_disagreement_is_the_exit_status(capsys, tmp_path, monkeypatch):

@@ -117,6 +117,8 @@ def test_any_function_of_the_step_is_a_schedule():
     scheduler = optim.Scheduler(optimizer(), lambda step: 1 / (1 + step))
     scheduler.step()
     assert scheduler.get_last_lr() == [0.5, 0.15]
+    with pytest.raises(ConfigError, match="optimizer must be an Optimizer, not Linear"):
+        optim.Scheduler(nn.Linear(1, 1), lambda step: 1.0)
     with pytest.raises(ConfigError, match="not a schedule"):
         optim.Scheduler(optimizer(), 0.5)
 

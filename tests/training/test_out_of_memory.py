@@ -254,6 +254,9 @@ def test_the_host_tells_its_memory():
 def test_only_a_gpu_can_be_limited(capsys, tmp_path):
     with pytest.raises(DeviceError, match="only a GPU has a pool"):
         gb.limit_memory("1GiB", "cpu")
+    for limit in (-1, 0, 0.5, True):
+        with pytest.raises(ConfigError, match=f"limit must be a number of bytes .*, not {limit}"):
+            gb.limit_memory(limit)
     with pytest.raises(ConfigError, match="limit_memory: limit must be a size"):
         gb.limit_memory("much")
     out = str(tmp_path / "run")
