@@ -4,7 +4,6 @@ the backend's code around them, over a fake CuPy."""
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,22 +11,14 @@ import pytest
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend, convolution, geometry, sources
-from gpubackprop.backends.cuda.kernels import Kernels
 from tests.backends.support import fake_cupy, shim
 from tests.backends.support.convolution_cases import CONVOLUTIONS, cases, fill
+from tests.backends.support.shim_cases import DTYPES, launch  # noqa: F401
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
 
 NUMPY = NumPyBackend()
-DTYPES = [np.float32, np.float64, np.float16]
 FILLED = [case for case in CONVOLUTIONS.values() if case[0][0]]
-
-
-@pytest.fixture(params=[False, True], ids=["forward", "reversed"])
-def launch(request, monkeypatch):
-    """Run a kernel, with a block's threads served in rising and in falling order."""
-    monkeypatch.setattr(shim.RawModule, "reverse", request.param)
-    return Kernels(SimpleNamespace(RawModule=shim.RawModule)).launch
 
 
 def sizes(case):
@@ -39,7 +30,7 @@ def sizes(case):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", FILLED, ids=str)
-def test_columns_are_the_windows(launch, case, dtype):
+def test_columns_are_the_windows(launch, case, dtype):  # noqa: F811
     shape, outputs, kernel, stride, padding, dilation, groups = case
     w, numbers = sizes(case)
     x = fill(shape, 1).astype(dtype)
@@ -52,7 +43,7 @@ def test_columns_are_the_windows(launch, case, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", FILLED, ids=str)
-def test_the_transpose_adds_them_back(launch, case, dtype):
+def test_the_transpose_adds_them_back(launch, case, dtype):  # noqa: F811
     """<columns(x), v> = <x, transpose(v)> for whole numbers, exactly."""
     shape, outputs, kernel, stride, padding, dilation, groups = case
     w, numbers = sizes(case)

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.cpu.backend import NumPyBackend
-from gpubackprop.backends.cuda import geometry, sources
+from gpubackprop.backends.cuda import geometry
 from gpubackprop.backends.cuda.images import PLACES, _numbers
-from gpubackprop.backends.cuda.kernels import Kernels
 from gpubackprop.backends.images import pooled_sizes, winner_dtype
 from tests.backends.support import shim
 from tests.backends.support.images_cases import DIVISORS, POOLINGS, fill
+from tests.backends.support.shim_cases import DTYPES, close, cpp, launch, wide_of  # noqa: F401
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
 
 NUMPY = NumPyBackend()
-TOLERANCE = {np.float32: 2e-6, np.float64: 1e-14, np.float16: 3e-3}
 FILLED = [case for case in POOLINGS if case[0][0]]
-
-
-@pytest.fixture(params=[False, True], ids=["forward", "reversed"])
-def launch(request, monkeypatch):
-    """Run a kernel, with a block's threads served in rising and in falling order."""
-    monkeypatch.setattr(shim.RawModule, "reverse", request.param)
-    return Kernels(SimpleNamespace(RawModule=shim.RawModule)).launch
-
-
-def cpp(dtype) -> str:
-    return sources.FLOATS[np.dtype(dtype).name]
 
 
 def widened(x):
     """Halves as floats, which the kernels compute in."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
+    return x.astype(wide_of(x.dtype.type))
 
 
-def close(found, expected, dtype):
-    tolerance = TOLERANCE[dtype]
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", FILLED, ids=str)
-def test_max_pool_and_its_derivative(launch, case, dtype):
+def test_max_pool_and_its_derivative(launch, case, dtype):  # noqa: F811
     shape, kernel, stride, padding, dilation, ceil = case
     x = np.rint(fill(shape, 1) * 2).astype(dtype)  # with equal elements
     out = pooled_sizes(shape[1:-1], kernel, stride, padding, dilation, ceil)
@@ -65,9 +46,9 @@ def test_max_pool_and_its_derivative(launch, case, dtype):
 
 
 @pytest.mark.parametrize("divisor", DIVISORS, ids=str)
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", [c for c in FILLED if max(c[4]) == 1], ids=str)
-def test_avg_pool_and_its_derivative(launch, case, dtype, divisor):
+def test_avg_pool_and_its_derivative(launch, case, dtype, divisor):  # noqa: F811
     shape, kernel, stride, padding, dilation, ceil = case
     x, where = fill(shape, 1).astype(dtype), (kernel, stride, padding)
     out = pooled_sizes(shape[1:-1], *where, dilation, ceil)
@@ -81,7 +62,7 @@ def test_avg_pool_and_its_derivative(launch, case, dtype, divisor):
     close(dx, Backend.avg_pool_backward(NUMPY, *given), dtype)
 
 
-def test_few_threads_cover_an_image(launch):
+def test_few_threads_cover_an_image(launch):  # noqa: F811
     x = fill((2, 6, 5, 7), 3)
     numbers = _numbers(x.shape, (3, 3), (2, 2), (2, 2), (0, 1))
     y, dx = np.empty((2, 3, 3, 7)), np.empty_like(x)
@@ -93,7 +74,7 @@ def test_few_threads_cover_an_image(launch):
     np.testing.assert_allclose(dx, expected, rtol=1e-14)
 
 
-def test_nan_is_the_largest_and_a_window_of_nothing_gives_minus_infinity(launch):
+def test_nan_is_the_largest_and_a_window_of_nothing_gives_minus_infinity(launch):  # noqa: F811
     x = np.array([np.nan, 1.0, np.inf, np.nan, -np.inf, -np.inf], np.float32).reshape(1, 6, 1)
     y, winner = np.empty((1, 3, 1), np.float32), np.empty((1, 3, 1), np.uint8)
     numbers = _numbers(x.shape, (3,), (2,), (2,), (0,), (1,))
