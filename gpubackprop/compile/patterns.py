@@ -131,7 +131,7 @@ def _backwards(
     pooled = calls[pool].outs[0]
     readers = uses.readers.get(dz.buffer, [])
     channels = whole.shape[-1]
-    total = next((k for k in readers if _sums_rows(calls[k], whole, channels)), None)
+    total = next((k for k in readers if sums_rows(calls[k], whole, channels)), None)
     sums: tuple[Ref, ...] = ()
     if total is not None and uses.quiet(calls[total].outs[0], back, total):
         sums = (calls[total].outs[0],)
@@ -154,7 +154,7 @@ def _backwards(
     return True
 
 
-def _sums_rows(call: Call, whole: Ref, channels: int) -> bool:
+def sums_rows(call: Call, whole: Ref, channels: int) -> bool:
     """Whether a call is the sum of an image over all axes but the channels."""
     if call.kernel != "sum" or not isinstance(call.args[0], Ref):
         return False

@@ -212,6 +212,15 @@ COMPOSITES = {
     "linear": (lambda K, x, w, b: K.linear(x, w, b), [ROWS, (2, 3), (2,)]),
     "wide_matmul": (lambda K, x, y: K.wide_matmul(x, y), [ROWS, (3, 2)]),
     "addmm": (lambda K, y, a, b: K.addmm(y, a, b), [(4, 2), ROWS, (3, 2)]),
+    "linear_activation": (
+        lambda K, x, w, b: K.linear_activation(x, w, b, "gelu_tanh", True),
+        [ROWS, (2, 3), (2,)],
+    ),
+    "matmul_activation_backward": (
+        lambda K, *arrays: K.matmul_activation_backward(*arrays, None, "gelu_tanh", True),
+        [ROWS, (3, 2), (4, 2)],
+    ),
+    "matmul_row_sums": (lambda K, x, y: K.matmul_row_sums(x, y), [ROWS, (3, 2)]),
     "sigmoid": (lambda K, x: K.sigmoid(x), [ROWS]),
     "sigmoid_backward": (lambda K, dy, y: K.sigmoid_backward(dy, y), [ROWS, ROWS]),
     "tanh_backward": (lambda K, dy, y: K.tanh_backward(dy, y), [ROWS, ROWS]),

@@ -21,6 +21,7 @@ from tests.backends.support import (
     attention_cases,
     convolution_cases,
     images_cases,
+    joined_cases,
     norms_cases,
     recurrent_cases,
 )
@@ -161,6 +162,7 @@ def calls_of(kernel: str) -> Iterator[Case]:
         attention_cases,
         convolution_cases,
         images_cases,
+        joined_cases,
         norms_cases,
         recurrent_cases,
     ):
@@ -205,7 +207,8 @@ def run(backend: Backend, kernel: Any, args: Any, options: Any, dtype: str) -> l
 
     with np.errstate(all="ignore"):
         result = kernel(*map(ready, args), **{n: ready(v) for n, v in options.items()})
-    return [backend.to_numpy(x) for x in (result if isinstance(result, tuple) else (result,))]
+    several = result if isinstance(result, tuple) else (result,)
+    return [backend.to_numpy(x) for x in several if x is not None]
 
 
 @pytest.mark.parametrize("place", PLACES)

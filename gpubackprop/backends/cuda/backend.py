@@ -33,11 +33,11 @@ from gpubackprop.backends.cuda.convolution import CudaConvolution
 from gpubackprop.backends.cuda.fused import FusedKernels
 from gpubackprop.backends.cuda.graphs import CudaGraphs
 from gpubackprop.backends.cuda.images import CudaImage
+from gpubackprop.backends.cuda.joined import JoinedProducts
 from gpubackprop.backends.cuda.kernels import Kernels
 from gpubackprop.backends.cuda.memory import PoolMemory, lacks_memory, limit_pool, pool_state
 from gpubackprop.backends.cuda.norms import CudaNorm
 from gpubackprop.backends.cuda.overrides import CudnnKernels
-from gpubackprop.backends.cuda.products import CudaProducts
 from gpubackprop.backends.cuda.recurrent import CudaRecurrent
 from gpubackprop.backends.cuda.timing import EventClock
 from gpubackprop.backends.cuda.updates import FusedUpdates
@@ -63,7 +63,7 @@ class CUDABackend(
     CudaNorm,
     CudaRecurrent,
     CudaAttention,
-    CudaProducts,
+    JoinedProducts,
     CudaChains,
     CudaGraphs,
 ):

@@ -46,6 +46,7 @@ NOT_SUPPORTED = 15  # CUBLAS_STATUS_NOT_SUPPORTED
 
 # Attributes of the library's objects.
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
+_AUXILIARY, _AUXILIARY_LD = 11, 12  # ..._EPILOGUE_AUX_POINTER, ..._EPILOGUE_AUX_LD
 _BATCH, _STEP = 5, 6  # cublasLtMatrixLayoutAttribute_t
 _MOST_WORKSPACE, _SCHEMES, _ALIGNMENT = 1, 3, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t
 _SPLITS, _SCHEME = 2, 3  # cublasLtMatmulAlgoConfigAttributes_t
@@ -143,7 +144,7 @@ class Plan:
     """
 
     def __init__(self, lt: CublasLt, problem: Problem) -> None:
-        self._lib, self._lock, self._bias = lt.lib, threading.Lock(), 0
+        self._lib, self._lock = lt.lib, threading.Lock()
         self.problem = problem
         made: list[tuple[Callable[..., int], c_void_p]] = []
         # The descriptors are the host's memory: a graph that was captured needs them no more.
@@ -157,6 +158,14 @@ class Plan:
             (_EPILOGUE, c_uint32(problem.epilogue)),
         ):
             lt.set("MatmulDesc", self._operation, attribute, value)
+        # The choice depends on how these addresses are aligned, and reads nothing there.
+        anywhere = problem.alignment[2]
+        self._pointers = {_BIAS: anywhere} if problem.biased else {}
+        if problem.auxiliary:
+            self._pointers[_AUXILIARY] = anywhere
+            lt.set("MatmulDesc", self._operation, _AUXILIARY_LD, c_int64(problem.auxiliary))
+        for attribute, address in self._pointers.items():
+            lt.set("MatmulDesc", self._operation, attribute, c_void_p(address))
         self._a, self._b, self._d = (
             self._layout(lt, made, TYPES[name], stored)
             for name, stored in (
@@ -213,13 +222,14 @@ class Plan:
         beta: float = 0.0,
         bias: int = 0,
         c: int = 0,
+        auxiliary: int = 0,
     ) -> None:
         """Enqueue the product on the current stream.
 
         Parameters
         ----------
         a, b, d : addresses on the device.
-        bias : its address, where the epilogue has one.
+        bias, auxiliary : addresses, where the epilogue has them.
         c : of what is added `beta` times, which lies as D does; by default D itself.
 
         Raises
@@ -234,13 +244,14 @@ class Plan:
         scales = byref(_number(self._scale, alpha)), byref(_number(self._scale, beta))
         last = c or d, self._d, d, self._d, self._algorithm, space, self.workspace, lt.stream()
         arguments = scales[0], a, self._a, b, self._b, scales[1], *last
-        if not bias:
+        if not self._pointers:
             status = self._lib.cublasLtMatmul(lt.handle, self._operation, *arguments)
         else:
-            with self._lock:  # the bias is in the descriptor, which threads share
-                if bias != self._bias:
-                    lt.set("MatmulDesc", self._operation, _BIAS, c_void_p(bias))
-                    self._bias = bias
+            with self._lock:  # these addresses are in the descriptor, which threads share
+                for attribute, address in ((_BIAS, bias), (_AUXILIARY, auxiliary)):
+                    if self._pointers.get(attribute, address) != address:
+                        lt.set("MatmulDesc", self._operation, attribute, c_void_p(address))
+                        self._pointers[attribute] = address
                 status = self._lib.cublasLtMatmul(lt.handle, self._operation, *arguments)
         if status == NOT_SUPPORTED:
             raise RefusedError(f"cuBLASLt refuses {self.problem}: {lt.words(status)}")

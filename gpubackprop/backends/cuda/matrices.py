@@ -9,7 +9,7 @@ arithmetic on shapes and strides, in elements.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpubackprop.backends.primitives import Shape
 
@@ -39,8 +39,30 @@ EPILOGUES = {
     (True, "relu"): 6,
     (False, "gelu_tanh"): 32,
     (True, "gelu_tanh"): 36,
+    (False, "relu_kept"): 130,  # RELU_AUX: a bit for each result that is above 0
+    (True, "relu_kept"): 134,
+    (False, "gelu_tanh_kept"): 160,  # GELU_AUX: what the function is applied to
+    (True, "gelu_tanh_kept"): 164,
+    (False, "relu_backward"): 136,  # DRELU
+    (True, "relu_backward"): 152,  # DRELU_BGRAD
+    (False, "gelu_tanh_backward"): 192,  # DGELU
+    (True, "gelu_tanh_backward"): 208,  # DGELU_BGRAD
+    (True, "row_sums"): 512,  # BGRADB: the sums of the library's B, which is the first operand
 }
-"""What is done to a product before it is written: whether a bias is added, and an activation."""
+"""What is done to a product before it is written: whether there is a bias (which the epilogues of
+derivatives write: sums over the rows of the result, or of an operand), and a function.
+
+Notes
+-----
+Read in cublasLt.h of CUDA 13 (``cublasLtEpilogue_t``). GELU is the one with tanh.
+"""
+
+AUXILIARY = {
+    **dict.fromkeys(("relu_kept", "relu_backward"), 128),
+    **dict.fromkeys(("gelu_tanh_kept", "gelu_tanh_backward"), 8),
+}
+"""Functions with one more matrix, written on the way forth and read on the way back, and what the
+distance of two of its columns must be a multiple of: bits of relu's mask, elements of gelu's."""
 
 # CUBLASLT_REDUCTION_SCHEME_INPLACE, COMPUTE_TYPE: the parts of a long sum are added up in the
 # result, or kept apart in the workspace in full precision and added up in a fixed order.
@@ -50,6 +72,7 @@ LOOPS = 8
 """Batches that are no arithmetic sequence of addresses are this many products at most, or copied
 first."""
 _ALIGNMENTS = (256, 16, 8, 4, 2)
+_MEANING = {number: key for key, number in EPILOGUES.items()}
 
 
 class Stored(NamedTuple):
@@ -73,14 +96,17 @@ class Problem(NamedTuple):
 
     Attributes
     ----------
-    dtype, result : names of the dtypes of A and B, and of D (and the bias).
+    dtype, result : names of the dtypes of A and B, and of D (with the bias and GELU's auxiliary).
     compute : a value of :data:`COMPUTE`.
     transpose_a, transpose_b : whether op is the transpose.
     a, b, d : the matrices as they are stored; C as D is.
     batch : how many of each.
     epilogue : a value of :data:`EPILOGUES`.
     schemes : mask of the ways in which a long sum may be split.
-    alignment : bytes that the addresses of A, B, and D (with C and the bias) are multiples of.
+    alignment : bytes that the addresses of A, B, and D (with C, the bias and the auxiliary) are
+        multiples of.
+    auxiliary : distance of two columns of the auxiliary matrix, in its elements (bits for relu); 0
+        where there is none.
     """
 
     dtype: str
@@ -95,12 +121,18 @@ class Problem(NamedTuple):
     epilogue: int
     schemes: int
     alignment: tuple[int, int, int]
+    auxiliary: int = 0
+
+    @property
+    def biased(self) -> bool:
+        """Whether the epilogue reads or writes a bias."""
+        return _MEANING[self.epilogue][0]
 
     def __str__(self) -> str:
         """In the caller's terms: matrices in rows, so the library's B comes first."""
         m, n = self.d.columns, self.d.rows
         k = self.b.columns if self.transpose_b else self.b.rows
-        biased, activation = next(k for k, v in EPILOGUES.items() if v == self.epilogue)
+        biased, activation = _MEANING[self.epilogue]
         after = [word for word in ("bias" if biased else "", activation) if word]
         return (
             f"the product of {self.dtype} ({m}, {k}) and ({k}, {n}) into {self.result} ({m}, {n})"
@@ -144,7 +176,14 @@ class Work(NamedTuple):
     offsets: tuple[tuple[int, int, int], ...]
 
     def problem(
-        self, dtype: str, result: str, compute: int, epilogue: int, schemes: int, aligned: Any
+        self,
+        dtype: str,
+        result: str,
+        compute: int,
+        epilogue: int,
+        schemes: int,
+        aligned: tuple[int, int, int],
+        auxiliary: int = 0,
     ) -> Problem:
         """As the library wants it; `aligned` are the alignments of the operands and the result."""
         m, n, k = self.m, self.n, self.k
@@ -164,6 +203,7 @@ class Work(NamedTuple):
             epilogue,
             schemes,
             (aligned[1], aligned[0], aligned[2]),
+            auxiliary,
         )
 
 
@@ -189,6 +229,31 @@ def matrix(shape: Shape, strides: Shape) -> tuple[bool, int] | None:
     if (s == 1 or m == 1) and (n == 1 or t >= m):
         return True, max(t if n > 1 else m, m, 1)
     return None
+
+
+def c_strides(shape: Shape) -> Shape:
+    """Strides of an array without gaps, in elements."""
+    found, step = [], 1
+    for n in reversed(shape):
+        found.append(step)
+        step *= n
+    return tuple(reversed(found))
+
+
+def as_matrices(x1: View, x2: View) -> tuple[View, View]:
+    """A vector as a row (the first) or a column (the second)."""
+    if len(x1.shape) == 1:
+        x1 = View((1, *x1.shape), (0, *x1.strides))
+    if len(x2.shape) == 1:
+        x2 = View((*x2.shape, 1), (*x2.strides, 0))
+    return x1, x2
+
+
+def with_axes(strides: Shape, row: bool, column: bool) -> Shape:
+    """Strides of a product with the axes that a vector lacks."""
+    if column:
+        strides = (*strides, 0)
+    return (*strides[:-1], 0, strides[-1]) if row else strides
 
 
 def _over(view: View, lead: Shape) -> tuple[int, ...]:

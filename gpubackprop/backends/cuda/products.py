@@ -134,6 +134,7 @@ class CudaProducts(CupyProducts):
         beta: float = 0.0,
         copied: bool = False,
         start: Array | None = None,
+        auxiliary: Array | None = None,
     ) -> Array | None:
         """``activation(alpha * x1 @ x2 + beta * start + bias)``; None where another way must serve.
 
@@ -141,10 +142,13 @@ class CudaProducts(CupyProducts):
         ----------
         x1, x2, out : as for ``matmul``. `out` may have gaps, and be float32 where the operands are
             of half precision; it must not overlap the operands.
-        bias : (n,), of the result's dtype, without gaps.
-        activation : ``""``, ``"relu"`` or ``"gelu_tanh"``.
+        bias : (n,), of the result's dtype, without gaps. The functions of derivatives write it:
+            sums over the rows of the result, or ``"row_sums"`` (m,) those of `x1`.
+        activation : the function of a key of ``matrices.EPILOGUES``.
         copied : whether the operands have been copied, so that they lie as well as they can.
         start : laid out and aligned as `out`, which it is by default.
+        auxiliary : for the functions in ``matrices.AUXILIARY``, without gaps: for gelu as the
+            result, for relu uint8 with a row of bits for each row of the result.
         """
         lt = self._library or self._product_library()
         if lt is None or not (self._is_array(x1) and self._is_array(x2)):
@@ -154,32 +158,31 @@ class CudaProducts(CupyProducts):
             *(x1.shape, x1.strides, x1.dtype, _ALIGNED[a & 255]),
             *(x2.shape, x2.strides, x2.dtype, _ALIGNED[b & 255]),
             *(self.precision, activation, copied),
-            None
-            if out is None
-            else (out.shape, out.strides, out.dtype, _ALIGNED[out.data.ptr & 255]),
-            None
-            if bias is None
-            else (bias.shape, bias.strides, bias.dtype, _ALIGNED[bias.data.ptr & 255]),
+            *(
+                None if x is None else (x.shape, x.strides, x.dtype, _ALIGNED[x.data.ptr & 255])
+                for x in (out, bias, auxiliary)
+            ),
         )
         ready = self._signatures.get(key)
         if ready is None:
             if len(self._signatures) >= MOST_SIGNATURES:
                 self._signatures.clear()
-            ready = self._product_ready(lt, x1, x2, out, bias, activation, copied)
+            ready = self._product_ready(lt, x1, x2, out, bias, activation, copied, auxiliary)
             self._signatures[key] = ready
+        options = (bias, activation, alpha, beta)
         if ready.plan is None:
-            return self._product_other(ready, x1, x2, out, bias, activation, alpha, beta, start)
+            return self._product_other(ready, x1, x2, out, options, start, auxiliary)
         y = self.empty(ready.shape, ready.dtype) if out is None else out
-        d, bias_at = y.data.ptr, 0 if bias is None else bias.data.ptr
+        d, beside = y.data.ptr, [0 if x is None else x.data.ptr for x in (bias, auxiliary)]
         c = d if start is None else start.data.ptr
         if out is None and d & 255:  # CuPy's pool never does that; another allocator may
-            return self._product(x1, x2, y, bias, activation, alpha, beta, copied, start)
+            return self._product(x1, x2, y, *options, copied, start, auxiliary)
         if ready.swapped:
             a, b = b, a
         try:
             for i, j, k in ready.offsets:
                 # The library's A is the second operand (see matrices.py).
-                ready.plan.run(lt, b + j, a + i, d + k, alpha, beta, bias_at, c + k)
+                ready.plan.run(lt, b + j, a + i, d + k, alpha, beta, beside[0], c + k, beside[1])
         except RefusedError as error:
             self._signatures[key] = self._product_refused(error, x1, x2, bias, activation)
             return None
@@ -191,21 +194,19 @@ class CudaProducts(CupyProducts):
         x1: Array,
         x2: Array,
         out: Array | None,
-        bias: Array | None,
-        activation: str,
-        alpha: float,
-        beta: float,
+        options: tuple[Array | None, str, float, float],
         start: Array | None,
+        auxiliary: Array | None,
     ) -> Array | None:
         """A product that is not one call of the library."""
         if ready.how == "plain":
             return None
         if start is not None:
             self.copyto(out, start)
-        options = (bias, activation, alpha, beta)
+        beta = options[3]
         if ready.how == "cast":
             x1, x2 = self.astype(x1, ready.dtype), self.astype(x2, ready.dtype)
-            return self._product(x1, x2, out, *options)
+            return self._product(x1, x2, out, *options, auxiliary=auxiliary)
         y = self.empty(ready.shape, ready.dtype) if out is None else out
         if ready.how == "empty":
             if y.size and beta != 1.0:
@@ -215,7 +216,7 @@ class CudaProducts(CupyProducts):
         apart = result and not y.flags.c_contiguous
         target = y if not apart else self.copy(y) if beta else self.empty(y.shape, y.dtype)
         x1, x2 = self._packed(x1) if first else x1, self._packed(x2) if second else x2
-        if self._product(x1, x2, target, *options, copied=True) is None:
+        if self._product(x1, x2, target, *options, copied=True, auxiliary=auxiliary) is None:
             return None
         if apart:
             self.copyto(y, target)
@@ -230,6 +231,7 @@ class CudaProducts(CupyProducts):
         bias: Array | None,
         activation: str,
         copied: bool,
+        auxiliary: Array | None,
     ) -> _Ready:
         """How to make a product of arrays like these."""
         shapes = result_shape(x1.shape, x2.shape)
@@ -245,9 +247,13 @@ class CudaProducts(CupyProducts):
             return _Ready()
         if out is not None and out.shape != shape:
             return _Ready()
+        along = whole[-2:-1] if activation == "row_sums" else whole[-1:]
         if bias is not None and (
-            bias.shape != whole[-1:] or bias.dtype != dtype or not bias.flags.c_contiguous
+            bias.shape != along or bias.dtype != dtype or not bias.flags.c_contiguous
         ):
+            return _Ready()
+        step = _auxiliary_step(auxiliary, activation, whole, np.dtype(dtype))
+        if step is None:
             return _Ready()
         if not math.prod(shape) or not x1.shape[-1]:
             plain = bias is not None or activation
@@ -255,19 +261,22 @@ class CudaProducts(CupyProducts):
         if names[0] != names[1]:
             return _Ready(shape, dtype, "cast")
         views = [_view(x) for x in (x1, x2)]
-        strides = _c_strides(shape) if out is None else _elements(out)
+        strides = matrices.c_strides(shape) if out is None else _elements(out)
         if views[0] is None or views[1] is None or strides is None:
             return _Ready()
-        first, second = _as_matrices(views[0], views[1])
-        result = View(whole, _with_axes(strides, x1.ndim == 1, x2.ndim == 1))
+        first, second = matrices.as_matrices(views[0], views[1])
+        result = View(whole, matrices.with_axes(strides, x1.ndim == 1, x2.ndim == 1))
         work = matrices.arrange(first, second, result, copied)
         if isinstance(work, Copies):
             helps = any(work) and not (copied and (work.first or work.second))
             if copied and out is not None and out.flags.c_contiguous:
                 helps = False
             return _Ready(shape, dtype, "copy" if helps else "plain", copies=work)
-        if work.swapped and bias is not None:  # the library adds it along the other axis
+        if work.swapped and (bias is not None or step):  # the library adds it along the other axis
             return _Ready()
+        single = work.batch == len(work.offsets) == 1
+        if not single and (step or activation == "row_sums" or activation.endswith("_backward")):
+            return _Ready()  # each product would write its own sums
         sizes = (x1.itemsize, x2.itemsize, np.dtype(dtype).itemsize)
         if work.swapped:
             sizes = (sizes[1], sizes[0], sizes[2])
@@ -278,7 +287,8 @@ class CudaProducts(CupyProducts):
             matrices.COMPUTE[names[0], self.precision],
             matrices.EPILOGUES[bias is not None, activation],
             self._product_schemes(sizes[2]),
-            self._product_alignment(x1, x2, out, bias, work.swapped, offsets),
+            self._product_alignment(x1, x2, out, (bias, auxiliary), work.swapped, offsets),
+            step,
         )
         try:
             plan = lt.plan(problem)
@@ -297,15 +307,15 @@ class CudaProducts(CupyProducts):
         x1: Array,
         x2: Array,
         out: Array | None,
-        bias: Array | None,
+        beside: tuple[Array | None, ...],
         swapped: bool,
         offsets: tuple[tuple[int, int, int], ...],
     ) -> tuple[int, int, int]:
         """Alignments of the operands, as they are after an exchange, and of the result."""
         a, b = (x2, x1) if swapped else (x1, x2)
         bits = [0 if x is None else int(x.data.ptr) for x in (a, b, out)]
-        if bias is not None:
-            bits[2] |= int(bias.data.ptr)
+        for x in beside:
+            bits[2] |= 0 if x is None else int(x.data.ptr)
         for at in offsets:
             bits = [x | o for x, o in zip(bits, at, strict=True)]
         first, second, result = map(matrices.alignment, bits)
@@ -369,25 +379,16 @@ def _view(x: Array) -> View | None:
     return None if strides is None else View(x.shape, strides)
 
 
-def _c_strides(shape: Shape) -> Shape:
-    found, step = [], 1
-    for n in reversed(shape):
-        found.append(step)
-        step *= n
-    return tuple(reversed(found))
-
-
-def _as_matrices(x1: View, x2: View) -> tuple[View, View]:
-    """A vector as a row (the first) or a column (the second)."""
-    if len(x1.shape) == 1:
-        x1 = View((1, *x1.shape), (0, *x1.strides))
-    if len(x2.shape) == 1:
-        x2 = View((*x2.shape, 1), (*x2.strides, 0))
-    return x1, x2
-
-
-def _with_axes(strides: Shape, row: bool, column: bool) -> Shape:
-    """Strides of a product with the axes that a vector lacks."""
-    if column:
-        strides = (*strides, 0)
-    return (*strides[:-1], 0, strides[-1]) if row else strides
+def _auxiliary_step(
+    auxiliary: Array | None, activation: str, shape: Shape, dtype: np.dtype
+) -> int | None:
+    """Distance of two rows of what a function keeps, in its elements; 0 where it keeps nothing,
+    None where the array does not fit."""
+    unit = matrices.AUXILIARY.get(activation)
+    if auxiliary is None or unit is None:
+        return 0 if auxiliary is None and unit is None else None
+    rows, n = math.prod(shape[:-1]), shape[-1]
+    bits = activation.startswith("relu")
+    kind, step = (np.uint8, -(-n // unit) * unit) if bits else (dtype, n)
+    fits = auxiliary.dtype == kind and auxiliary.flags.c_contiguous and not step % unit
+    return step if fits and auxiliary.size == rows * (step // 8 if bits else step) else None

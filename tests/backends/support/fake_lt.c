@@ -19,12 +19,14 @@ enum { DESC = 0xdeca, LAYOUT = 0x1a70, PREFERENCE = 0x9ef, HANDLE = 0xba5 };
 int fake_lt_refuse = 0; /* 1 epilogues, 2 every problem, 3 at the product itself, 4 fail there */
 int fake_lt_calls = 0, fake_lt_asked = 0, fake_lt_in_place = 0, fake_lt_apart = 0, fake_lt_live = 0;
 int fake_lt_compute = 0, fake_lt_epilogue = 0, fake_lt_batch = 0;
+int fake_lt_without = 0;                      /* an epilogue that it does not have */
+int fake_lt_keeps_nan = 1, fake_lt_slope = 0; /* what relu makes of NaN, and its slope at 0: NVIDIA says neither */
 void *fake_lt_stream = 0;
 
-typedef struct { uint32_t kind; int compute, scale; int32_t ta, tb; uint32_t epilogue; void *bias; } desc;
+typedef struct { uint32_t kind; int compute, scale; int32_t ta, tb; uint32_t epilogue; void *bias, *aux; int64_t aux_ld; } desc;
 typedef struct { uint32_t kind; int type; uint64_t rows, columns; int64_t ld; int32_t batch; int64_t step; } layout;
 typedef struct { uint32_t kind; uint64_t workspace; uint32_t schemes, align[4]; } preference;
-typedef struct { uint64_t mark; uint32_t splits, scheme; uint64_t workspace, align[4], spare; } algorithm;
+typedef struct { uint64_t mark; uint32_t splits, scheme; uint64_t workspace, align[4]; uint32_t beside[2]; } algorithm;
 typedef struct { algorithm algo; size_t workspace; int state; float waves; int reserved[4]; } proposal;
 _Static_assert(sizeof(algorithm) == 64 && sizeof(proposal) == 96, "as in cublasLt.h");
 
@@ -71,6 +73,8 @@ int cublasLtMatmulDescSetAttribute(void *object, int attribute, const void *valu
     case 4: return set(&d->tb, 4, value, size);
     case 7: return set(&d->epilogue, 4, value, size);
     case 8: return set(&d->bias, 8, value, size);
+    case 11: return set(&d->aux, 8, value, size);
+    case 12: return set(&d->aux_ld, 8, value, size);
     default: return INVALID;
     }
 }
@@ -111,11 +115,41 @@ int cublasLtMatmulPreferenceSetAttribute(void *object, int attribute, const void
 
 /* Everything that the choice of an algorithm may depend on, in one number. */
 static uint64_t mark_of(const desc *o, const layout *a, const layout *b, const layout *d) {
-    uint64_t parts[] = {o->compute, o->ta, o->tb, o->epilogue, a->type, a->rows, a->columns, a->ld, a->batch, a->step, b->type, b->rows,
+    uint64_t parts[] = {o->compute, o->ta, o->tb, o->epilogue, o->aux_ld, a->type, a->rows, a->columns, a->ld, a->batch, a->step, b->type, b->rows,
                         b->columns, b->ld, b->batch, b->step, d->type, d->rows, d->columns, d->ld, d->batch, d->step};
     uint64_t mark = 14695981039346656037u;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) mark = (mark ^ parts[i]) * 1099511628211u;
     return mark;
+}
+
+enum { RELU_AUX = 130, DRELU = 136, GELU_AUX = 160, DGELU = 192, BGRAD = 16, BGRAD_A = 256, BGRAD_B = 512 };
+
+/* Functions of an epilogue, without what else it does. */
+static int is_relu(uint32_t e) { return e == 2 || e == 6 || e == RELU_AUX || e == (RELU_AUX | 4); }
+static int is_gelu(uint32_t e) { return e == 32 || e == 36 || e == GELU_AUX || e == (GELU_AUX | 4); }
+static int is_slope(uint32_t e) { return (e & ~BGRAD) == DRELU || (e & ~BGRAD) == DGELU; }
+static int of_bits(uint32_t e) { return (e & ~4) == RELU_AUX || (e & ~BGRAD) == DRELU; }
+static int adds_bias(uint32_t e) { return e == 4 || ((is_relu(e) || is_gelu(e)) && (e & 4)); }
+static int sums(uint32_t e) { return e == BGRAD_A || e == BGRAD_B || (is_slope(e) && (e & BGRAD)); }
+
+/* What must be set beside the matrices, and how: cublasLtMatmulDescAttributes_t in cublasLt.h. */
+static int beside(const desc *o, const layout *d) {
+    uint32_t e = o->epilogue;
+    int known = e == 1 || adds_bias(e) || is_relu(e) || is_gelu(e) || is_slope(e) || sums(e);
+    if (!known || (int)e == fake_lt_without) return NOT_SUPPORTED;
+    if ((adds_bias(e) || sums(e)) && !o->bias) return INVALID; /* where it lies decides on the algorithm */
+    if (e < 256 && (e & 128)) {
+        int unit = of_bits(e) ? 128 : 8;
+        if (!o->aux || o->aux_ld % unit || o->aux_ld < (int64_t)d->rows) return INVALID;
+        if (d->batch > 1) return INVALID; /* without a step for it */
+    }
+    return sums(e) && d->batch > 1 ? INVALID : OK;
+}
+
+static uint32_t aligned(const void *at) {
+    uint32_t n = 256;
+    while ((uintptr_t)at % n) n /= 2;
+    return n;
 }
 
 static int fits(const desc *o, const layout *a, const layout *b, const layout *d) {
@@ -128,8 +162,8 @@ static int fits(const desc *o, const layout *a, const layout *b, const layout *d
     if (a->type != b->type || wide != (a->type == F64) || (o->compute == 77 && a->type != F32)) return NOT_SUPPORTED;
     if (a->type != d->type && !(halves && d->type == F32)) return NOT_SUPPORTED;
     if (!plain && wide) return NOT_SUPPORTED;
-    int known = plain || o->epilogue == 2 || o->epilogue == 4 || o->epilogue == 6 || o->epilogue == 32 || o->epilogue == 36;
-    return known ? OK : NOT_SUPPORTED;
+    if (o->epilogue > 64 && a->type != d->type) return NOT_SUPPORTED;
+    return beside(o, d);
 }
 
 int cublasLtMatmulAlgoGetHeuristic(void *h, void *operation, void *a, void *b, void *c, void *d, void *prefer, int most, void *found, int *count) {
@@ -154,6 +188,7 @@ int cublasLtMatmulAlgoGetHeuristic(void *h, void *operation, void *a, void *b, v
         algo->mark = mark_of(operation, a, b, d), algo->splits = all[i].splits, algo->scheme = all[i].scheme;
         algo->workspace = all[i].workspace;
         for (int j = 0; j < 4; j++) algo->align[j] = p->align[j];
+        algo->beside[0] = aligned(o->bias), algo->beside[1] = aligned(o->aux);
         made[i].state = all[i].state, made[i].workspace = all[i].workspace;
     }
     return OK;
@@ -199,9 +234,26 @@ static double tf32(double value) {
     return rounded;
 }
 
-static double activated(double x, uint32_t epilogue) {
-    if (epilogue == 2 || epilogue == 6) return x > 0 ? x : 0;
-    if (epilogue == 32 || epilogue == 36) return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+static double inner(double x) { return 0.7978845608028654 * (x + 0.044715 * x * x * x); }
+
+/* The result for x; `bits` and `kept` are where the way forth writes and the way back reads. */
+static double activated(const desc *o, double x, int type, int64_t row, int64_t column) {
+    uint32_t e = o->epilogue;
+    int64_t at = row + column * o->aux_ld;
+    uint8_t *byte = o->aux && of_bits(e) ? (uint8_t *)o->aux + at / 8 : 0, bit = (uint8_t)(1u << at % 8);
+    if (is_relu(e)) {
+        if (byte) *byte = x > 0 || (fake_lt_slope && x == 0) ? *byte | bit : *byte & ~bit;
+        return x > 0 || (fake_lt_keeps_nan && x != x) ? x : 0;
+    }
+    if (is_gelu(e)) {
+        if (e & 128) put(o->aux, type, at, x);
+        return 0.5 * x * (1 + tanh(inner(x)));
+    }
+    if ((e & ~BGRAD) == DRELU) return *byte & bit ? x : 0;
+    if ((e & ~BGRAD) == DGELU) {
+        double z = get(o->aux, type, at), t = tanh(inner(z));
+        return x * 0.5 * (1 + t + z * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * z * z));
+    }
     return x;
 }
 
@@ -217,8 +269,9 @@ int cublasLtMatmul(void *h, void *operation, const void *alpha, const void *a, v
     if ((uintptr_t)a % algo->align[0] || (uintptr_t)b % algo->align[1] || (uintptr_t)d % algo->align[3]) return INVALID;
     if ((uintptr_t)c % algo->align[2]) return INVALID;
     if (algo->workspace && (!workspace || size < algo->workspace || (uintptr_t)workspace % 16)) return INVALID;
-    int biased = o->epilogue & 4 ? 1 : 0;
-    if (biased && (!o->bias || (uintptr_t)o->bias % algo->align[3])) return INVALID;
+    int biased = adds_bias(o->epilogue), summed = sums(o->epilogue);
+    if ((biased || summed) && ((uintptr_t)o->bias % algo->align[3] || (uintptr_t)o->bias % algo->beside[0])) return INVALID;
+    if (o->aux && ((uintptr_t)o->aux % algo->align[3] || (uintptr_t)o->aux % algo->beside[1])) return INVALID;
     fake_lt_stream = stream;
     if (fake_lt_refuse == 3) return NOT_SUPPORTED;
     if (fake_lt_refuse == 4) return FAILED;
@@ -242,8 +295,20 @@ int cublasLtMatmul(void *h, void *operation, const void *alpha, const void *a, v
                 int64_t at = z * D->step + (int64_t)(i + j * D->ld);
                 double value = scale * sum + (keep != 0 ? keep * get(c, D->type, at) : 0); /* beta 0 reads nothing */
                 if (biased) value += get(o->bias, D->type, (int64_t)i);
-                put(d, D->type, at, activated(value, o->epilogue));
+                put(d, D->type, at, activated(o, value, D->type, (int64_t)i, (int64_t)j));
             }
+        }
+    }
+    if (summed) {
+        int of_a = o->epilogue == BGRAD_A, of_b = o->epilogue == BGRAD_B;
+        uint64_t wanted = of_b ? D->columns : D->rows, through = of_a || of_b ? k : D->columns;
+        for (uint64_t i = 0; i < wanted; i++) {
+            float sum = 0;
+            for (uint64_t l = 0; l < through; l++)
+                sum += of_a ? get(a, A->type, (int64_t)(o->ta ? l + i * A->ld : i + l * A->ld))
+                       : of_b ? get(b, B->type, (int64_t)(o->tb ? i + l * B->ld : l + i * B->ld))
+                              : get(d, D->type, (int64_t)(i + l * D->ld));
+            put(o->bias, D->type, (int64_t)i, sum);
         }
     }
     return OK;

@@ -557,13 +557,20 @@ def products_captured() -> Any:
     run = lt.Plan.run
 
     def captured(
-        plan: lt.Plan, library: lt.CublasLt, a: int, b: int, d: int, *rest: Any, **named: Any
+        plan: lt.Plan,
+        library: lt.CublasLt,
+        a: int,
+        b: int,
+        d: int,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        *beside: int,
     ) -> None:
-        cupy = library._cupy
+        cupy, call = library._cupy, partial(run, plan, library, a, b, d, alpha, beta, *beside)
         if isinstance(cupy, GraphCuPy):
-            cupy.product(plan, partial(run, plan, library, a, b, d, *rest, **named), (a, b, d))
+            cupy.product(plan, call, (a, b, d, *(at for at in beside if at)))
         else:
-            run(plan, library, a, b, d, *rest, **named)
+            call()
 
     return mock.patch.object(lt.Plan, "run", captured)
 

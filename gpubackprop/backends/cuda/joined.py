@@ -1,0 +1,239 @@
+"""Products that do what comes after them before their result is anywhere in memory, by the
+epilogues of cuBLASLt.
+
+Bytes moved for each element of a hidden layer's result of `s` bytes, without the product's own
+operands and before any cache helps:
+
+============================================  ==================================  ================
+step                                          kernels by themselves               joined
+============================================  ==================================  ================
+z = x W^T + b, y = relu(z)                    write z, read z, write y: 3 s       y: s (+ 1/8)
+z = x W^T + b, y = gelu_tanh(z)               write z, read z, write y: 3 s       z, y: 2 s
+dy = dz' W', dz = relu'(y) dy, db = sum(dz)   write dy, read dy, y, write dz:     dz: s (+ 1/8)
+                                              4 s
+dz = gelu_tanh'(z) dy, db = sum(dz)           write dy, read dy, z, write dz:     read z, write
+                                              4 s                                 dz: 2 s
+dW = dy^T x, db = sum(dy)                     read dy once more: s                0
+============================================  ==================================  ================
+
+and one launch fewer each. NVIDIA says neither what relu makes of NaN, nor its slope at 0, nor how
+exactly gelu is computed, and for which dtypes there is an algorithm depends on library and GPU. So
+a kernel here is used by compiled steps only where it has been tried with the step's own shapes and
+gave what its definition gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpubackprop.backends.cuda.products import CudaProducts
+from gpubackprop.backends.joined import JoinedKernels, mask_shape
+from gpubackprop.backends.primitives import Array
+
+NEAR = {"float32": 2.0**-18, "float16": 2.0**-8, "bfloat16": 2.0**-5}
+"""How far a kernel may be from its definition, for numbers about 1. In TF32 all that is tried is
+exact, but for gelu."""
+
+_VALUES = (math.nan, 0.0, -0.0, 1.5, -1.5, 0.25, -0.25, 3.0)
+"""What activations are tried with."""
+
+
+class JoinedProducts(CudaProducts):
+    """Overrides of the kernels that join a product with others."""
+
+    _gpu: Any
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._trials: dict[Any, bool] = {}
+        # Addresses of the masks that the library wrote last: others hold nothing.
+        self._masks: set[int] = set()
+
+    def linear_activation(
+        self, x: Array, weight: Array, bias: Array | None, activation: str, keep: bool = False
+    ) -> tuple[Array, Array | None]:
+        found = self._linear_activation(x, weight, bias, activation, keep)
+        if found is None:
+            found = super().linear_activation(x, weight, bias, activation, keep)
+        return found
+
+    def matmul_activation_backward(
+        self,
+        x1: Array,
+        x2: Array,
+        value: Array,
+        kept: Array | None,
+        activation: str,
+        summed: bool = False,
+    ) -> tuple[Array, Array | None]:
+        options = (value, kept, activation, summed)
+        found = self._matmul_activation_backward(x1, x2, *options)
+        if found is None:
+            found = super().matmul_activation_backward(x1, x2, *options)
+        return found
+
+    def matmul_row_sums(self, x1: Array, x2: Array) -> tuple[Array, Array]:
+        found = self._matmul_row_sums(x1, x2)
+        return super().matmul_row_sums(x1, x2) if found is None else found
+
+    # One call of the library, or None.
+    def _linear_activation(
+        self, x: Array, weight: Array, bias: Array | None, activation: str, keep: bool
+    ) -> tuple[Array, Array | None] | None:
+        if not (self._is_array(x) and x.dtype == weight.dtype and x.ndim):
+            return None
+        y, kept = self.empty((*x.shape[:-1], weight.shape[0]), x.dtype), None
+        relu = activation == "relu"
+        if keep:
+            kept = self.empty(*((mask_shape(y.shape), np.uint8) if relu else (y.shape, y.dtype)))
+        function = f"{activation}_kept" if keep else activation
+        made = self._product(x, weight.T, y, bias, function, auxiliary=kept)
+        if kept is not None and relu:
+            at = int(kept.data.ptr)
+            self._masks.discard(at) if made is None else self._masks.add(at)
+            if made is None:  # the mask stays here, and is known to be empty
+                return super().linear_activation(x, weight, bias, activation)[0], kept
+        return None if made is None else (y, kept)
+
+    def _matmul_activation_backward(
+        self,
+        x1: Array,
+        x2: Array,
+        value: Array,
+        kept: Array | None,
+        activation: str,
+        summed: bool,
+    ) -> tuple[Array, Array | None] | None:
+        if not (self._is_array(x1) and x1.dtype == x2.dtype == value.dtype and x2.ndim == 2):
+            return None
+        given: Array | None = value
+        if activation == "relu":
+            given = kept if kept is not None and int(kept.data.ptr) in self._masks else None
+        if given is None:
+            return None
+        dz = self.empty((*x1.shape[:-1], x2.shape[1]), x1.dtype)
+        total = self.empty(dz.shape[-1:], dz.dtype) if summed else None
+        function = f"{activation}_backward"
+        made = self._product(x1, x2, dz, total, function, auxiliary=given)
+        return None if made is None else (dz, total)
+
+    def _matmul_row_sums(self, x1: Array, x2: Array) -> tuple[Array, Array] | None:
+        if not (self._is_array(x1) and x1.dtype == x2.dtype and x1.ndim == x2.ndim == 2):
+            return None
+        y = self.empty((x1.shape[0], x2.shape[1]), x1.dtype)
+        sums = self.empty(x1.shape[:1], x1.dtype)
+        made = self._product(x1, x2, y, sums, "row_sums")
+        return None if made is None else (y, sums)
+
+    # Trials.
+    def joins(self, kernel: str, *args: Any) -> bool:
+        described = tuple(
+            (a.shape, a.dtype.name, _order(a)) if hasattr(a, "shape") else a for a in args
+        )
+        key = (kernel, self.precision, described)
+        found = self._trials.get(key)
+        if found is None:
+            with self._gpu:
+                found = self._trials[key] = self._tried(kernel, args)
+        return found
+
+    def _tried(self, kernel: str, args: tuple[Any, ...]) -> bool:
+        """Whether a kernel is one call of the library that gives what its definition gives."""
+        if args[0].dtype.name not in NEAR or any(0 in getattr(a, "shape", ()) for a in args):
+            return False
+        try:
+            given = TRIALS[kernel](self, *args)
+            found = getattr(self, f"_{kernel}")(*given)
+            if found is None:
+                return False
+            expected = getattr(JoinedKernels, kernel)(self, *given)
+            pairs = list(zip(found, expected, strict=True))
+            if kernel == "linear_activation" and given[3:] == ("relu", True):
+                # Nobody knows the order of the bits: they are read by a derivative.
+                pairs[1] = self._read_back(*found)
+            return all(self._alike(a, b) for a, b in pairs if b is not None)
+        except Exception as error:
+            if self.lacks_memory(error):
+                return False
+            raise
+
+    def _read_back(self, y: Array, mask: Array) -> tuple[Array | None, Array]:
+        """A cotangent of ones through a relu by its mask, and by its result."""
+        x1 = self.full((*y.shape[:-1], 16), 0.25, y.dtype)
+        x2 = self.full((16, y.shape[-1]), 0.25, y.dtype)
+        found = self._matmul_activation_backward(x1, x2, y, mask, "relu", False)
+        expected = self.relu_backward(self.ones(y.shape, y.dtype), y)
+        return None if found is None else found[0], expected
+
+    def _alike(self, found: Array | None, expected: Array) -> bool:
+        """Whether the numbers are near each other, with NaN where there shall be one."""
+        if found is None:
+            return False
+        near = NEAR[expected.dtype.name]
+        found, expected = self.astype(found, np.float32), self.astype(expected, np.float32)
+        apart = self.absolute(self.subtract(found, expected))
+        allowed = self.multiply(self.maximum(self.absolute(expected), 1.0), near)
+        both = self.logical_and(self.isnan(found), self.isnan(expected))
+        same = self.logical_or(self.equal(found, expected), both)
+        good = self.logical_or(self.less_equal(apart, allowed), same)
+        return bool(self.to_numpy(self.all(good)))
+
+    def _laid_out_as(self, x: Any, value: float) -> Array:
+        """A new array of one value, whose axes lie in memory in the order of those of `x`."""
+        order = _order(x)
+        made = self.full(tuple(x.shape[i] for i in order), value, x.dtype)
+        return self.transpose(made, tuple(int(i) for i in np.argsort(order)))
+
+    def _with_column(self, x: Any, values: bool = True) -> Array:
+        """A matrix of zeros, and in its first column what activations are tried with, or ones."""
+        made = self._laid_out_as(x, 0.0)
+        column = np.resize(_VALUES if values else (1.0,), x.shape[0]).astype(x.dtype)
+        self.copyto(self.getitem(made, (slice(None), 0)), self.asarray(column))
+        return made
+
+
+def _order(x: Any) -> tuple[int, ...]:
+    """The axes of an array from the outermost in memory to the innermost."""
+    strides = getattr(x, "strides", None) or range(len(x.shape), 0, -1)
+    steps = [(n == 1, s) for n, s in zip(x.shape, strides, strict=True)]
+    if any(one for one, _ in steps):
+        return tuple(range(len(steps)))
+    return tuple(sorted(range(len(steps)), key=lambda i: -abs(steps[i][1])))
+
+
+def _try_forwards(
+    K: JoinedProducts, x: Any, weight: Any, bias: Any, activation: str, keep: bool = False
+) -> tuple[Any, ...]:
+    """A product that gives :data:`_VALUES` along its last axis."""
+    shift = None if bias is None else K.zeros(bias.shape, bias.dtype)
+    return K._laid_out_as(x, 1.0), K._with_column(weight), shift, activation, keep
+
+
+def _try_backwards(
+    K: JoinedProducts, x1: Any, x2: Any, value: Any, kept: Any, activation: str, summed: bool
+) -> tuple[Any, ...]:
+    """A product of ones, and what an activation has kept of :data:`_VALUES`."""
+    n = value.shape[-1]
+    x = K.ones((*value.shape[:-1], 16), value.dtype)
+    weight = K._with_column(K.empty((n, 16), value.dtype))
+    y, found = K.linear_activation(x, weight, None, activation, True)
+    turned = K._with_column(K.transpose(K._laid_out_as(x2, 0.0)), values=False)
+    relu = activation == "relu"
+    given = (y, found) if relu else (found, None)
+    return K._laid_out_as(x1, 1.0), K.transpose(turned), *given, activation, summed
+
+
+def _try_sums(K: JoinedProducts, x1: Any, x2: Any) -> tuple[Any, ...]:
+    return K._with_column(x1), K._laid_out_as(x2, 1.0)
+
+
+TRIALS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "linear_activation": _try_forwards,
+    "matmul_activation_backward": _try_backwards,
+    "matmul_row_sums": _try_sums,
+}
+"""Arguments for the trial of each kernel, out of what is known of its own."""
