@@ -72,7 +72,7 @@ def cuda(monkeypatch):
 @pytest.mark.parametrize("kernel", ["conv", "conv_transpose", "conv_weight"])
 def test_images_go_in_blocks_that_fit_the_buffer(monkeypatch, cuda, kernel):
     launched = []
-    launch = cuda.kernels.launch
+    launch = cuda.kernels.launch  # noqa: F811
     monkeypatch.setattr(
         cuda.kernels, "launch", lambda *a: (launched.append(a[0]), launch(*a)) and None
     )
