@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -24,6 +25,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up here: little is safe after a fork
 
 
 @dataclass
@@ -132,6 +136,7 @@ class Worker:
         self, command: Sequence[str], environment: dict[str, str] | None, patience: float
     ) -> None:
         self.patience = patience
+        self._late = False
         self._errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             command,
@@ -142,6 +147,7 @@ class Worker:
             bufsize=1,
             start_new_session=True,
             env=environment,
+            preexec_fn=die_with_parent,
         )
 
     def tell(self, line: str) -> None:
@@ -154,7 +160,7 @@ class Worker:
         """The rest of the next line that begins with one of these words; empty if it ended, or
         took too long and was ended."""
         assert self.process.stdout is not None
-        timer = threading.Timer(self.patience, stop, (self.process,))
+        timer = threading.Timer(self.patience, self._time_out)
         timer.start()
         try:
             line = self.process.stdout.readline()
@@ -164,6 +170,10 @@ class Worker:
             timer.cancel()
         word = next((w for w in words if line.startswith(w)), "")
         return line[len(word) :].strip()
+
+    def _time_out(self) -> None:
+        self._late = True
+        stop(self.process)
 
     def pause(self) -> None:
         """Stop it until :meth:`go_on`."""
@@ -180,9 +190,16 @@ class Worker:
 
     def ended(self) -> str:
         """Why it ended."""
-        why = ended(self.process, self._errors, self.patience)
+        why = ended(self.process, self._errors)
         self._errors.close()
-        return why
+        return f"timed out: not ready within {self.patience:.3g} s" if self._late else why
+
+
+def die_with_parent() -> None:
+    """Let this process be killed when the one that started it ends, however that ends: a search for
+    kernels that nobody waits for any more would slow down whatever is timed next. Linux only."""
+    if _prctl is not None:
+        _prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def take_turns(
@@ -207,10 +224,10 @@ def take_turns(
     return rates
 
 
-def ended(process: subprocess.Popen[str], errors: Any, patience: float) -> str:
+def ended(process: subprocess.Popen[str], errors: Any) -> str:
     """Why a process ended before it was ready: the last line of what it wrote to `errors`."""
     if process.wait() == -signal.SIGKILL:
-        return f"killed: not ready within {patience:g} s, or out of memory"
+        return "killed: out of memory, or by somebody else"
     errors.seek(0)
     lines = errors.read().strip().splitlines()
     return lines[-1] if lines else f"ended without a word, status {process.returncode}"

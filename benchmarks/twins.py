@@ -7,6 +7,7 @@ memory as well.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ def _load() -> ModuleType:
     spec = importlib.util.spec_from_file_location("torch_networks", FILE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # torch.compile looks the module of a function up by its name
     spec.loader.exec_module(module)
     return module
 

@@ -160,21 +160,28 @@ def run(
     infos: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
+        running: list[subprocess.Popen[str]] = []
 
         def one(name: str) -> tuple[list[dict[str, Any]], str]:
             command = [package, "--check", name, workload, folder]
-            return _said(command, "CHECK", environment, patience)
+            return said(command, "CHECK", environment, patience, running)
 
         with ThreadPoolExecutor(len(names) if together and names else 1) as pool:
-            answers = list(pool.map(one, names))
-        for name, (said, why) in zip(names, answers, strict=True):
-            if not said:
+            try:
+                answers = list(pool.map(one, names))
+            except BaseException:  # told to end: the pool would wait for all of them
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in running:
+                    interleave.stop(process)
+                raise
+        for name, (info, why) in zip(names, answers, strict=True):
+            if not info:
                 absent[name] = why
                 continue
-            infos[name] = said[0]
-            (Path(folder) / f"{name}.json").write_text(json.dumps(said[0]))
+            infos[name] = info[0]
+            (Path(folder) / f"{name}.json").write_text(json.dumps(info[0]))
         command = ["benchmarks.cpu", "--reference", workload.partition("@")[0], folder]
-        found, why = _said(command, "FOUND", environment, patience)
+        found, why = said(command, "FOUND", environment, patience, [])
         for each in found:
             infos[each.pop("name")] |= each
     for info in infos.values():
@@ -182,10 +189,15 @@ def run(
     return infos, absent
 
 
-def _said(
-    arguments: list[str], word: str, environment: dict[str, str], patience: float
+def said(
+    arguments: list[str],
+    word: str,
+    environment: dict[str, str],
+    patience: float,
+    running: list[subprocess.Popen[str]],
 ) -> tuple[list[dict[str, Any]], str]:
-    """What a process of this benchmark says in lines that begin with `word`, or why it ended."""
+    """What a process of this benchmark says in lines that begin with `word`, or why it ended; it is
+    in `running` meanwhile."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -194,13 +206,16 @@ def _said(
             text=True,
             env=environment,
             start_new_session=True,
+            preexec_fn=interleave.die_with_parent,
         )
+        running.append(process)
         try:
             out, _ = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
-            return [], f"killed: not done within {patience:g} s"
+            return [], f"timed out: not done within {patience:.3g} s"
         finally:
             interleave.stop(process)
+            running.remove(process)
         lines = [line[len(word) :] for line in out.splitlines() if line.startswith(word)]
-        why = interleave.ended(process, errors, patience) if not lines else ""
+        why = interleave.ended(process, errors) if not lines else ""
         return [json.loads(line) for line in lines], why

@@ -1,7 +1,8 @@
 """Training steps and kernels on a GPU: this project, PyTorch eager and compiled, JAX.
 
-    python -m benchmarks.gpu [--only W1,G1,kernels] [--contenders torch,gb-compiled] [--rounds 5]
-                             [--seconds 0.5] [--size 1GiB] [--json FILE] [--device cuda]
+    python -m benchmarks.gpu [--only W1,G1,kernels,memory] [--contenders torch,gb-compiled]
+                             [--rounds 5] [--seconds 0.5] [--size 1GiB] [--patience 120]
+                             [--limit 180] [--json FILE] [--device cuda]
 
 W1 to W5 are the workloads of ``benchmarks.cpu`` in float32, W3-tf32 the third with TF32 products,
 G1 a block of GPT-2 small (width 768, 12 heads, context 1,024, batch 16) and G2 a residual network
@@ -21,25 +22,29 @@ graph where that is possible. Ratios are of steps per second to ``torch``, round
 The limit of a step: its products at the best rate of a large product in its precision, then the
 bytes of its update at the best rate of a copy, both measured first in this run by every library.
 Memory is what the contender's pools took from the device; that of CUDA and its libraries is not
-counted. The first step is timed while the other contenders take theirs, with empty caches.
+counted; ``--only memory`` asks for the high-water mark of every recipe instead
+(``benchmarks.gpu.memory``). The first step is timed while the other contenders take theirs, with
+empty caches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import interleave
 from benchmarks.cpu import agreement, contenders
 from benchmarks.cpu.workloads import ALL, AbsentError
-from benchmarks.gpu import kernels
+from benchmarks.gpu import kernels, memory
 
 CONTENDERS = {
     "torch": ("pytorch", "eager"),
@@ -54,6 +59,13 @@ WORKLOADS = ("W2", "G1", "W3-tf32", "G2", "W5", "W1", "W4", "W3")
 """In order of importance: a run that is ended early has had the first."""
 PRODUCTS = {"float32": "gemm-float32", "tf32": "gemm-tf32", "bf16-mixed": "gemm-bf16"}
 """The ceiling of the products of each precision."""
+PARTS = ("kernels", "memory")
+"""What there is beside the workloads."""
+SHORTEST = 10.0
+"""Seconds in which a workload can be compared and timed."""
+COMPARING, STARTING = 0.5, 0.6
+"""Shares of the seconds that are left which contenders may take to compile and be compared, and to
+get ready a second time, from a cache."""
 HEADER = (
     f"{'contender':<20}{'steps/s':>10}{'ms/step':>10}{'ratio':>7}  {'lowest..highest':<17}"
     f"{'of limit':>9}{'device MB':>11}{'first s':>9}{'gradient':>10}"
@@ -61,10 +73,18 @@ HEADER = (
 
 
 def one(
-    name: str, options: argparse.Namespace, ceilings: dict[str, float], host: dict[str, str]
+    name: str,
+    options: argparse.Namespace,
+    ceilings: dict[str, float],
+    host: dict[str, str],
+    time_left: Callable[[], float],
 ) -> dict[str, Any]:
     """Compare and time the contenders at one workload, and print the table."""
     w = ALL[name]
+    left = time_left()
+    if left < SHORTEST:
+        print(f"\n{name}: not started, {max(left, 0):.0f} s are left", flush=True)
+        return {"absent": "no time was left"}
     limit = None
     if "copy" in ceilings and PRODUCTS[w.precision] in ceilings:
         limit = w.floor(ceilings[PRODUCTS[w.precision]], ceilings["copy"])
@@ -73,10 +93,18 @@ def one(
     place = f"{name}@{options.device}"
     with tempfile.TemporaryDirectory() as folder:
         environment = host | {"TORCHINDUCTOR_CACHE_DIR": os.path.join(folder, "inductor")}
-        names, patience = options.contenders, options.patience
+        # Of what is left, a part for compiling and comparing, and the most of the rest for the
+        # second start: one that takes longer is ended, and the others are timed.
+        names = options.contenders
         infos, absent = agreement.run(
-            place, names, environment, patience, "benchmarks.gpu", together=True
+            place,
+            names,
+            environment,
+            min(options.patience, COMPARING * left),
+            "benchmarks.gpu",
+            together=True,
         )
+        patience = min(options.patience, max(1.0, STARTING * time_left()))
         for contender, info in infos.items():
             if info["differs"]:
                 absent[contender] = f"not timed: {info['differs']}"
@@ -135,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     inside: dict[str, Callable[[list[str]], None]] = {
         "--worker": lambda a: worker(contenders.serve, *a),
         "--check": lambda a: worker(contenders.check, *a),
+        "--memory": lambda a: memory.serve(*a),
         "--kernel-worker": lambda a: kernels.serve(a[0], a[1], int(a[2]), int(a[3])),
     }
     if given and given[0] in inside:
@@ -162,9 +191,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             with open(options.json, "w", encoding="utf-8") as file:
                 json.dump(report, file, indent=1)
 
+    began = time.monotonic()
+
+    def time_left() -> float:
+        return float(options.limit) - (time.monotonic() - began)
+
     # JAX would take three quarters of the memory at once; the others need room beside it.
     host = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     wanted = list(kernels.NAMES) if "kernels" in options.only else list(kernels.NAMES[:4])
+    if "memory" in options.only:
+        report["memory"] = memory.run(options.contenders, options.device, host, options.patience)
+        print(memory.table(report["memory"]), flush=True)
+        keep()
+        if options.only == ["memory"]:
+            return 0
     names = [n for n in kernels.CONTENDERS if any(c.startswith(n) for c in options.contenders)]
     found = kernels.run(
         wanted,
@@ -179,8 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda found: keep("kernels", found),
     )
     print(kernels.table(found), flush=True)
-    for workload in (n for n in options.only if n != "kernels"):
-        report["workloads"][workload] = one(workload, options, found["ceilings"], host)
+    for workload in (n for n in options.only if n not in PARTS):
+        report["workloads"][workload] = one(workload, options, found["ceilings"], host, time_left)
         keep()
     return 0
 
@@ -220,7 +260,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser("benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--only", type=among([*ALL, "kernels"]), default=["kernels", *WORKLOADS], metavar="NAMES"
+        "--only", type=among([*ALL, *PARTS]), default=["kernels", *WORKLOADS], metavar="NAMES"
     )
     parser.add_argument("--contenders", type=among(list(CONTENDERS)), default=list(CONTENDERS))
     parser.add_argument("--device", default="cuda:0", help="another for a trial, such as cpu")
@@ -228,7 +268,19 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.5, help="length of a turn")
     parser.add_argument("--size", type=parse_bytes, default=1 << 30, help="what kernels move")
     parser.add_argument("--gemm", type=int, default=kernels.GEMM, help="width of the products")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds to get ready in")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=120.0,
+        help="seconds after which a contender that is not ready is ended, and named as timed out",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=math.inf,
+        help="seconds for all of it: contenders get a share of what is left, and workloads for "
+        "which no time is left are named",
+    )
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args(given)
 

@@ -12,7 +12,7 @@ import gpubackprop as gb
 from gpubackprop import recipes
 from gpubackprop.backends import Backend, get_backend
 from gpubackprop.bench.measure import AbsentError
-from gpubackprop.bench.networks import Made, comparable
+from gpubackprop.bench.networks import Made, comparable, initial
 from gpubackprop.data import one_hot
 from gpubackprop.recipes.build import build_loss, target_form
 from gpubackprop.recipes.costs import ROW
@@ -50,7 +50,7 @@ def reference(made: Made) -> Reference:
     exact = comparable(made, "float64")
     return Reference(
         still,
-        [p.numpy().copy() for p in model.parameters()],
+        initial(made),
         [name for name, _ in model.named_parameters()],
         ours(exact, get_backend("cpu")),
     )

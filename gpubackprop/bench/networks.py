@@ -93,6 +93,12 @@ def make(name: str) -> Made:
     return Made(recipe, shape, classes, batches)
 
 
+def initial(made: Made) -> list[np.ndarray]:
+    """The recipe's initial values of its parameters, in order, in its precision."""
+    model = recipes.build_model(made.recipe, made.shape, made.classes)
+    return [p.numpy().copy() for p in model.parameters()]
+
+
 def comparable(made: Made, dtype: str | None = None) -> Made:
     """The same without dropout, whose random numbers differ from library to library; `dtype` is the
     precision, where it is to be another."""

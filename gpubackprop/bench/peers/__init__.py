@@ -59,6 +59,11 @@ class Peer(Protocol):
         """The most bytes in use while `run` runs; None where the library does not tell."""
         ...
 
+    def most(self) -> tuple[int | None, int | None]:
+        """The most bytes in use, and taken from the device, since the process began; None where
+        the library does not tell."""
+        ...
+
     def release(self) -> None:
         """Give memory that is kept for later back to the device."""
         ...

@@ -60,8 +60,13 @@ class JaxPeer:
         jax.clear_caches()
 
     def peak(self, run: Call) -> int | None:
-        """See :class:`~gpubackprop.bench.peers.Peer`."""
+        """See :class:`~gpubackprop.bench.peers.Peer`; JAX tells of the whole process alone."""
         return None
+
+    def most(self) -> tuple[int | None, int | None]:
+        """See :class:`~gpubackprop.bench.peers.Peer`."""
+        found = self.device.memory_stats() or {}
+        return found.get("peak_bytes_in_use"), found.get("peak_pool_bytes")
 
     def twin(self, made: Made, weights: Sequence[np.ndarray]) -> Twin:
         """See :class:`~gpubackprop.bench.peers.Peer`."""

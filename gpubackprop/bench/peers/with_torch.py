@@ -74,6 +74,12 @@ class TorchPeer:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
 
+    def most(self) -> tuple[int | None, int | None]:
+        """See :class:`~gpubackprop.bench.peers.Peer`; :meth:`peak` begins anew."""
+        if not self.on_gpu:
+            return None, None
+        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
     def work(self, case: str, sizes: Sizes) -> Call:
         """See :class:`~gpubackprop.bench.peers.Peer`."""
         return CASES[case](self, sizes)
