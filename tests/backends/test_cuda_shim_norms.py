@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "
 
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-13, np.float16: 1e-2}
 # Samples, places, channels and groups: many places, many channels, one of each.
-SIZES = [(2, 90, 6, 3), (3, 1, 300, 1), (1, 70, 5, 5), (2, 40, 8, 4), (1, 1, 2, 1)]
+SIZES = [(2, 90, 6, 3), (3, 1, 300, 1), (1, 70, 5, 5), (2, 40, 8, 4), (1, 1, 2, 1), (3, 70, 16, 2)]
 
 
 @pytest.fixture(params=["whole", "few threads", "reversed"])
@@ -63,7 +63,7 @@ def test_group_norm_and_its_derivative(device, samples, places, channels, groups
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("affine", ["plain", "affine", "wide"])
-@pytest.mark.parametrize("shape", [(3, 50, 5), (700, 2), (5, 300), (2, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 50, 5), (700, 2), (5, 300), (2, 1), (3, 90, 24)], ids=str)
 def test_batch_norm_and_its_derivative(device, shape, affine, dtype):
     """With parameters of the dtype of x, and with float32 ones, as mixed precision has them."""
     x, dy = random(*shape, seed=1, dtype=dtype, mean=3.0), random(*shape, seed=2, dtype=dtype)
@@ -131,6 +131,44 @@ def test_a_mean_that_is_large_beside_the_spread_costs_no_digits(device):
     np.testing.assert_allclose(device.to_numpy(var), wide.var(axis=(0, 1)), rtol=1e-4)
 
 
+def test_an_outlier_costs_the_others_no_digits(device):
+    """Where it is the first value, from which deviations are taken, it costs those of its span the
+    few that a sum over so many rows has."""
+    x = random(4, 200, 8, seed=1, dtype=np.float32)
+    x[0, 0] = 1e4
+    _, mean, var, _ = device.batch_norm(device.asarray(x), None, None, 1e-5)
+    wide = x.astype(np.float64)
+    spread = wide.std(axis=(0, 1)).max()
+    np.testing.assert_allclose(
+        device.to_numpy(mean), wide.mean(axis=(0, 1)), rtol=0, atol=1e-6 * spread
+    )
+    np.testing.assert_allclose(device.to_numpy(var), wide.var(axis=(0, 1)), rtol=5e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: d.__name__)
+def test_no_bit_depends_on_where_an_array_lies(device, dtype):
+    """16 bytes are read at once where arrays begin at such a boundary, else element by element."""
+    x, dy = (random(3, 70, 16, seed=s, dtype=dtype) for s in (1, 2))
+    weight = random(16, seed=3, dtype=np.float64 if dtype == np.float64 else np.float32)
+    found = []
+    for shift in (0, 1):
+        there = []
+        for a in (x, dy):
+            flat = device.zeros((a.size + 64,), a.dtype)
+            first = -(int(flat.data.ptr) % 16) // a.itemsize % (16 // a.itemsize) + shift
+            view = device.reshape(flat[first : first + a.size], a.shape)
+            assert (int(view.data.ptr) % 16 == 0) is not bool(shift)
+            device.copyto(view, device.asarray(a))
+            there.append(view)
+        w = device.asarray(weight)
+        y, mean, var, rstd = device.batch_norm(there[0], w, w, 1e-3)
+        slopes = device.batch_norm_backward(there[1], there[0], w, mean, rstd)
+        shifted = device.scale_shift(there[0], w, w)
+        found.append([device.to_numpy(a) for a in (y, mean, var, rstd, *slopes, shifted)])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_each_kernel_is_launched_once_for_each_sum(monkeypatch):
     names = []
     launch = BACKEND.kernels.launch
@@ -142,7 +180,7 @@ def test_each_kernel_is_launched_once_for_each_sum(monkeypatch):
     y, mean, _, rstd = BACKEND.batch_norm(x, None, None, 1e-5)
     BACKEND.batch_norm_backward(y, x, None, mean, rstd)
     assert names == [
-        *("channel_sum", "group_moment", "channel_sum", "group_moment", "group_norm"),
+        *("channel_moments", "group_moment", "group_norm"),
         *("channel_slopes", "span_sum", "group_slopes"),
         "group_norm_backward",
     ]

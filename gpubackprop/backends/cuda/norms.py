@@ -50,9 +50,8 @@ class CudaNorm(RowKernels):
             return super().scale_shift(x, scale, shift)
         x, y = self._packed(x), self.empty(x.shape, x.dtype)
         arrays = (x, *self._widened(element, scale, shift), y)
-        self.kernels.launch(
-            "scale_shift", (element,), geometry.over(x.size), *arrays, x.size, x.shape[-1]
-        )
+        rows, channels = x.size // x.shape[-1], x.shape[-1]
+        self.kernels.launch("scale_shift", (element,), _places(x), *arrays, rows, channels)
         return y
 
     def group_norm(
@@ -123,20 +122,17 @@ class CudaNorm(RowKernels):
         samples, rows, channels, groups = sizes
         x = self._packed(x)
         weight, bias = self._widened(element, weight, bias)
-        span = geometry.channel_span(rows, samples * channels)
-        spans = -(-rows // span)
-        part = self.empty((samples, spans, channels), _wide(element))
-        count = x.size // (samples * groups)
-        each = geometry.over(part.size)
+        span, spans, each = _spans(x, samples, rows)
+        part = self.empty((2, samples, spans, channels), _wide(element))
+        self.kernels.launch(
+            "channel_moments", (element,), each, x, part, samples, rows, channels, span
+        )
         team, shape = geometry.over_rows(samples * groups, spans * (channels // groups))
-        inner = (samples, spans, channels, groups, count, eps)
-        for centre, out, root in ((None, mean, None), (mean, var, rstd)):
-            self.kernels.launch("channel_sum", (element,), each, x, centre, part, *sizes, span)
-            found = (part, out, root)
-            self.kernels.launch("group_moment", (element, team), shape, *found, *inner)
+        found = (part, mean, var, rstd)
+        self.kernels.launch("group_moment", (element, team), shape, *found, *sizes, span, eps)
         y = self.empty(x.shape, x.dtype)
         arrays = (x, mean, rstd, weight, bias, y)
-        self.kernels.launch("group_norm", (element,), geometry.over(x.size), *arrays, *sizes)
+        self.kernels.launch("group_norm", (element,), _places(x), *arrays, *sizes)
         return y
 
     def _cotangents(
@@ -157,10 +153,8 @@ class CudaNorm(RowKernels):
         (weight,) = self._widened(element, weight)
         dmean, dvar = self._all_packed(dmean, dvar)
         wide = _wide(element)
-        span = geometry.channel_span(rows, samples * channels)
-        spans = -(-rows // span)
+        span, spans, each = _spans(x, samples, rows)
         part = self.empty((2 * samples, spans, channels), wide)
-        each = geometry.over(samples * spans * channels)
         given = (dy, x, mean, rstd, part)
         self.kernels.launch("channel_slopes", (element,), each, *given, *sizes, span)
         sums = self.empty((2, samples, channels), wide)
@@ -182,9 +176,7 @@ class CudaNorm(RowKernels):
         self.kernels.launch("group_slopes", (element, team), shape, *known, *inner)
         dx = self.empty(x.shape, x.dtype)
         arrays = (dy, x, weight, mean, rstd, factors[0], factors[1], dx)
-        self.kernels.launch(
-            "group_norm_backward", (element,), geometry.over(x.size), *arrays, *sizes
-        )
+        self.kernels.launch("group_norm_backward", (element,), _places(x), *arrays, *sizes)
         return dx, dweight, dbias
 
     # Over the last axes.
@@ -275,6 +267,27 @@ def _as_one_sample(shape: Shape) -> tuple[int, int, int, int]:
 def _as_samples(shape: Shape, groups: int) -> tuple[int, int, int, int]:
     """Samples, rows, channels and groups of group normalisation."""
     return shape[0], math.prod(shape[1:-1]), shape[-1], groups
+
+
+def _packs(x: Array) -> int:
+    """Neighbouring channels that a thread of ``batch_norm.cu`` takes at once."""
+    lanes = geometry.PACK_BYTES // x.dtype.itemsize
+    return 1 if x.shape[-1] % lanes else lanes
+
+
+def _spans(x: Array, samples: int, rows: int) -> tuple[int, int, geometry.Launch]:
+    """Rows that a thread adds up, how many such spans there are, and the launch. A quarter of the
+    threads that other sums take: each has the loads of several rows on their way."""
+    columns = samples * x.shape[-1] // _packs(x)
+    span = geometry.channel_span(rows, 4 * columns)
+    spans = -(-rows // span)
+    return span, spans, geometry.over(spans * columns)
+
+
+def _places(x: Array) -> geometry.Launch:
+    """A launch whose threads have four packs each, for which they read their channels' numbers
+    once."""
+    return geometry.over(-(-x.size // (4 * _packs(x))))
 
 
 def _wide(element: str) -> type:
