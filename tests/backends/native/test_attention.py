@@ -7,10 +7,10 @@ pytest.importorskip("numba")
 
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.attention import AttentionKernels
-from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.lowering import Site, load
+from gpubackprop.backends.cpu.native.lowering import Site
+from tests.backends.support.native import TABLE, executed
 
-TABLE = load()
+SMALL_TOO = ("attention",)
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(7)
 PARTS = [1, 2, 3]
@@ -25,13 +25,6 @@ SIZES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.attention.SERIAL", 0)
-
-
 def wide(a):
     return a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype != bool else a
 
@@ -42,10 +35,7 @@ def defined(kernel, *args):
 
 def computed(kernel, like, parts, *args):
     outs = tuple(np.full_like(a, np.nan) for a in like)
-    instructions = TABLE[kernel].lower(Site(parts), outs, *args)
-    assert instructions is not None
-    Program(instructions, parts).run()
-    return outs
+    return executed(kernel, outs, parts, *args)
 
 
 def heads(b, h, t, d, between=True):

@@ -34,12 +34,6 @@ SHAPES = [
 LAYOUTS = list(itertools.product((0, 1), (0, 1)))
 
 
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-
-
 def stored(x, transposed, gap):
     """A matrix as it lies in memory, its rows `gap` NaNs apart."""
     x = x.T if transposed else x

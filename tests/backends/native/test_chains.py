@@ -49,12 +49,6 @@ def check(kernel, *args, parts=2, **kwargs):
     np.testing.assert_allclose(out, wanted, rtol=3e-6, atol=3e-7)
 
 
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """Whatever the machine has, and however many the tests are given."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-
-
 @pytest.fixture
 def all_parallel(monkeypatch):
     monkeypatch.setattr("gpubackprop.backends.cpu.native.chains.SERIAL", 0.0)

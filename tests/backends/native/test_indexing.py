@@ -7,10 +7,10 @@ pytest.importorskip("numba")
 
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.array_backend import ArrayBackend
-from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.lowering import Site, load
+from gpubackprop.backends.cpu.native.lowering import Site
+from tests.backends.support.native import TABLE, executed
 
-TABLE = load()
+SMALL_TOO = ("indexing",)
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(3)
 PARTS = [1, 2, 3]
@@ -28,13 +28,6 @@ LOOKUPS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.indexing.SERIAL", 0)
-
-
 def normal(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
@@ -45,10 +38,7 @@ def numbers(size, shape):
 
 def computed(kernel, expected, parts, *args):
     out = np.full(expected.shape, 99, expected.dtype)
-    site = Site(parts)
-    instructions = TABLE[kernel].lower(site, (out,), *args)
-    assert instructions is not None
-    Program(instructions, parts).run()
+    executed(kernel, (out,), parts, *args)
     return out
 
 

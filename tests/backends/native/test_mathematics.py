@@ -7,20 +7,16 @@ import pytest
 
 pytest.importorskip("numba")
 
-from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.lowering import Site, load
+from tests.backends.support.native import executed
 
 RNG = np.random.default_rng(5)
-TABLE = load()
 ERF = np.vectorize(math.erf, otypes=[float])
 TINY = 1.1754944e-38
 
 
 def computed(kernel, *args):
     out = np.empty(args[0].shape, np.float32)
-    instructions = TABLE[kernel].lower(Site(1), (out,), *args)
-    assert instructions is not None
-    Program(instructions, 1).run()
+    executed(kernel, (out,), 1, *args)
     return out
 
 

@@ -6,11 +6,11 @@ import pytest
 pytest.importorskip("numba")
 
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.lowering import Site, load
+from gpubackprop.backends.cpu.native.lowering import Site
 from gpubackprop.backends.cpu.native.norms import strip
+from tests.backends.support.native import TABLE, executed
 
-TABLE = load()
+SMALL_TOO = ("norms",)
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(11)
 SHAPES = [
@@ -26,13 +26,6 @@ SHAPES = [
 PARTS = [1, 2, 3]
 
 
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.norms.SERIAL", 0)
-
-
 def wide(a):
     return a.astype(np.float64) if isinstance(a, np.ndarray) else a
 
@@ -45,10 +38,7 @@ def computed(kernel, expected, parts, *args, **options):
     """A native kernel's results, in memory that held no numbers."""
     expected = expected if isinstance(expected, tuple) else (expected,)
     outs = tuple(np.full(e.shape, np.nan, np.float32) for e in expected)
-    instructions = TABLE[kernel].lower(Site(parts), outs, *args, **options)
-    assert instructions is not None
-    Program(instructions, parts).run()
-    return outs
+    return executed(kernel, outs, parts, *args, **options)
 
 
 def agree(kernel, parts, *args, tolerance=2e-6):

@@ -6,11 +6,11 @@ import pytest
 pytest.importorskip("numba")
 
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.lowering import Site, load
+from gpubackprop.backends.cpu.native.lowering import Site
 from gpubackprop.backends.images import ImageKernels, pooled_sizes
+from tests.backends.support.native import TABLE, executed
 
-TABLE = load()
+SMALL_TOO = ("pooling",)
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(12)
 PARTS = [1, 2, 3]
@@ -31,18 +31,8 @@ WINDOWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.pooling.SERIAL", 0)
-
-
 def run(kernel, outs, parts, *args):
-    instructions = TABLE[kernel].lower(Site(parts), outs, *args)
-    assert instructions is not None
-    Program(instructions, parts).run()
-    return outs
+    return executed(kernel, outs, parts, *args)
 
 
 def defined(kernel, *args):

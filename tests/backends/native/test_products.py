@@ -6,23 +6,21 @@ import pytest
 pytest.importorskip("numba")
 
 from gpubackprop.backends.cpu.native import blas, products
-from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.lowering import Site, load
+from gpubackprop.backends.cpu.native.lowering import Site
+from tests.backends.support.native import TABLE, executed
 
 if not blas.available():
     pytest.skip("this NumPy brings another BLAS", allow_module_level=True)
 
-TABLE = load()
 RNG = np.random.default_rng(7)
 PARTS = [1, 2, 3]
+SMALL_TOO = ("products",)
 SHAPES = [(1, 1, 1), (2, 3, 5), (17, 1, 40), (1, 33, 65), (48, 16, 1), (10, 784, 30), (65, 70, 129)]
 
 
 @pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr(products, "SERIAL", 0)
+def short_vectors_too(monkeypatch):
+    """Products with a vector are shared among threads, however small."""
     monkeypatch.setattr(products, "LINES", 0)
 
 
@@ -45,9 +43,7 @@ def layouts(x):
 
 
 def run(kernel, out, parts, *args):
-    instructions = TABLE[kernel].lower(Site(parts), (out,), *args)
-    assert instructions is not None
-    Program(instructions, parts).run()
+    executed(kernel, (out,), parts, *args)
     return out
 
 

@@ -8,10 +8,11 @@ pytest.importorskip("numba")
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.composites import Composites
 from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.lowering import Site, load
+from gpubackprop.backends.cpu.native.lowering import Site
 from gpubackprop.backends.live import LiveFloat, LiveInt, marked
+from tests.backends.support.native import TABLE, executed
 
-TABLE = load()
+SMALL_TOO = ("random",)
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(5)
 PARTS = [1, 2, 3]
@@ -24,21 +25,11 @@ PLACES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.random.SERIAL", 0)
-
-
 def computed(kernel, like, parts, *args):
     outs = tuple(
         np.full(a.shape, 77, a.dtype) if a.dtype != bool else np.empty_like(a) for a in like
     )
-    instructions = TABLE[kernel].lower(Site(parts), outs, *args)
-    assert instructions is not None
-    Program(instructions, parts).run()
-    return outs
+    return executed(kernel, outs, parts, *args)
 
 
 def same_bits(found, expected):

@@ -14,6 +14,7 @@ from gpubackprop.backends.cpu.native.packing import packed
 from gpubackprop.backends.cpu.native.panels import multiply_rows
 from gpubackprop.backends.recurrent import RecurrentKernels
 
+SMALL_TOO = ("recurrent",)
 TABLE = load()
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(7)
@@ -21,13 +22,6 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 SHAPES = [(1, 1, 1), (3, 2, 5), (4, 5, 16), (2, 17, 33), (5, 3, 31), (1, 9, 64), (7, 1, 48)]
 PARTS = [1, 2, 3]
 KINDS = [("rnn", {}), ("rnn", {"nonlinearity": "relu"}), ("lstm", {}), ("gru", {})]
-
-
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.recurrent.SERIAL", 0)
 
 
 def normal(*shape):

@@ -11,6 +11,7 @@ from gpubackprop.backends import get_backend
 from gpubackprop.backends.cpu.native.engine import Program
 from gpubackprop.backends.cpu.native.lowering import Site, load
 
+SMALL_TOO = ("chains", "reductions", "copies")
 TABLE = load()
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(11)
@@ -35,15 +36,6 @@ REDUCTIONS = [
     ((6, 1, 5, 7), (1, 3)),
     ((4, 8, 5, 3), (0, 2, 3)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.chains.SERIAL", 0)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.reductions.SERIAL", 0)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.copies.SERIAL", 0)
 
 
 def normal(*shape):

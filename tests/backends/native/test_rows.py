@@ -6,22 +6,15 @@ import pytest
 pytest.importorskip("numba")
 
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.cpu.native.engine import Program
-from gpubackprop.backends.cpu.native.lowering import Site, load
+from gpubackprop.backends.cpu.native.lowering import Site
 from gpubackprop.backends.norms import NormKernels
+from tests.backends.support.native import TABLE, executed
 
-TABLE = load()
+SMALL_TOO = ("rows",)
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(2)
 PARTS = [1, 2, 3]
 SHAPES = [(1, 1), (3,), (7, 2), (5, 10), (33, 15), (4, 6, 16), (129, 65), (3, 5000)]
-
-
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.rows.SERIAL", 0)
 
 
 def wide(a):
@@ -39,10 +32,7 @@ def computed(kernel, expected, parts, *args, first=None):
     outs = [np.full(e.shape, np.nan, np.float32) for e in expected]
     if first is not None:
         outs[0] = first
-    instructions = TABLE[kernel].lower(Site(parts), tuple(outs), *args)
-    assert instructions is not None
-    Program(instructions, parts).run()
-    return outs
+    return executed(kernel, outs, parts, *args)
 
 
 def agree(kernel, parts, *args, rtol=2e-5, atol=2e-6):

@@ -18,12 +18,6 @@ from gpubackprop.backends.cpu.native.engine import STATUS, TEAM, Instruction, Pr
 PARTS = [1, 2, 3]
 
 
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-
-
 @kernel
 def pass_on(frame, part, parts):
     """Each part writes 3 a + b + 1 for what its neighbour wrote (a) and itself (b).

@@ -12,6 +12,7 @@ from gpubackprop.backends.cpu.native.lowering import Site, load
 from gpubackprop.backends.live import marked
 from gpubackprop.backends.updates import Updates
 
+SMALL_TOO = ("updates",)
 TABLE = load()
 NUMPY = get_backend("cpu")
 RNG = np.random.default_rng(5)
@@ -38,13 +39,6 @@ UPDATES = {
     "rmsprop, momentum": ("rmsprop_update", [1, -1, 1], {"momentum": 0.5, "eps": 1e-3}),
     "rmsprop, both": ("rmsprop_update", [1, 1, 1], {"momentum": 0.9}),
 }
-
-
-@pytest.fixture(autouse=True)
-def three_threads(monkeypatch):
-    """As many as a test asks for, also on a machine with fewer cores, and for small work too."""
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.engine.threads", lambda: 3)
-    monkeypatch.setattr("gpubackprop.backends.cpu.native.updates.SERIAL", 0)
 
 
 def normal(n):
