@@ -138,10 +138,10 @@ class JoinedProducts(CudaProducts):
         found = self._trials.get(key)
         if found is None:
             with self._gpu:
-                found = self._trials[key] = self._tried(kernel, args)
+                found = self._trials[key] = self._trial(kernel, args)
         return found
 
-    def _tried(self, kernel: str, args: tuple[Any, ...]) -> bool:
+    def _trial(self, kernel: str, args: tuple[Any, ...]) -> bool:
         """Whether a kernel is one call of the library that gives what its definition gives."""
         if args[0].dtype.name not in NEAR or any(0 in getattr(a, "shape", ()) for a in args):
             return False
@@ -154,14 +154,14 @@ class JoinedProducts(CudaProducts):
             pairs = list(zip(found, expected, strict=True))
             if kernel == "linear_activation" and given[3:] == ("relu", True):
                 # Nobody knows the order of the bits: they are read by a derivative.
-                pairs[1] = self._read_back(*found)
-            return all(self._alike(a, b) for a, b in pairs if b is not None)
+                pairs[1] = self._trial_mask(*found)
+            return all(self._trial_alike(a, b) for a, b in pairs if b is not None)
         except Exception as error:
             if self.lacks_memory(error):
                 return False
             raise
 
-    def _read_back(self, y: Array, mask: Array) -> tuple[Array | None, Array]:
+    def _trial_mask(self, y: Array, mask: Array) -> tuple[Array | None, Array]:
         """A cotangent of ones through a relu by its mask, and by its result."""
         x1 = self.full((*y.shape[:-1], 16), 0.25, y.dtype)
         x2 = self.full((16, y.shape[-1]), 0.25, y.dtype)
@@ -169,7 +169,7 @@ class JoinedProducts(CudaProducts):
         expected = self.relu_backward(self.ones(y.shape, y.dtype), y)
         return None if found is None else found[0], expected
 
-    def _alike(self, found: Array | None, expected: Array) -> bool:
+    def _trial_alike(self, found: Array | None, expected: Array) -> bool:
         """Whether the numbers are near each other, with NaN where there shall be one."""
         if found is None:
             return False
@@ -182,15 +182,15 @@ class JoinedProducts(CudaProducts):
         good = self.logical_or(self.less_equal(apart, allowed), same)
         return bool(self.to_numpy(self.all(good)))
 
-    def _laid_out_as(self, x: Any, value: float) -> Array:
+    def _trial_full(self, x: Any, value: float) -> Array:
         """A new array of one value, whose axes lie in memory in the order of those of `x`."""
         order = _order(x)
         made = self.full(tuple(x.shape[i] for i in order), value, x.dtype)
         return self.transpose(made, tuple(int(i) for i in np.argsort(order)))
 
-    def _with_column(self, x: Any, values: bool = True) -> Array:
+    def _trial_column(self, x: Any, values: bool = True) -> Array:
         """A matrix of zeros, and in its first column what activations are tried with, or ones."""
-        made = self._laid_out_as(x, 0.0)
+        made = self._trial_full(x, 0.0)
         column = np.resize(_VALUES if values else (1.0,), x.shape[0]).astype(x.dtype)
         self.copyto(self.getitem(made, (slice(None), 0)), self.asarray(column))
         return made
@@ -210,7 +210,7 @@ def _try_forwards(
 ) -> tuple[Any, ...]:
     """A product that gives :data:`_VALUES` along its last axis."""
     shift = None if bias is None else K.zeros(bias.shape, bias.dtype)
-    return K._laid_out_as(x, 1.0), K._with_column(weight), shift, activation, keep
+    return K._trial_full(x, 1.0), K._trial_column(weight), shift, activation, keep
 
 
 def _try_backwards(
@@ -219,16 +219,16 @@ def _try_backwards(
     """A product of ones, and what an activation has kept of :data:`_VALUES`."""
     n = value.shape[-1]
     x = K.ones((*value.shape[:-1], 16), value.dtype)
-    weight = K._with_column(K.empty((n, 16), value.dtype))
+    weight = K._trial_column(K.empty((n, 16), value.dtype))
     y, found = K.linear_activation(x, weight, None, activation, True)
-    turned = K._with_column(K.transpose(K._laid_out_as(x2, 0.0)), values=False)
+    turned = K._trial_column(K.transpose(K._trial_full(x2, 0.0)), values=False)
     relu = activation == "relu"
     given = (y, found) if relu else (found, None)
-    return K._laid_out_as(x1, 1.0), K.transpose(turned), *given, activation, summed
+    return K._trial_full(x1, 1.0), K.transpose(turned), *given, activation, summed
 
 
 def _try_sums(K: JoinedProducts, x1: Any, x2: Any) -> tuple[Any, ...]:
-    return K._with_column(x1), K._laid_out_as(x2, 1.0)
+    return K._trial_column(x1), K._trial_full(x2, 1.0)
 
 
 TRIALS: dict[str, Callable[..., tuple[Any, ...]]] = {
