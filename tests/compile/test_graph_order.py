@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
+from gpubackprop.backends.cuda import order
 from tests.backends.support import fake_lt, shim
 from tests.compile.support import graph_cupy
 from tests.compile.test_graphs import captured, device
@@ -71,3 +73,25 @@ def test_steps_on_different_streams_follow_one_another() -> None:
     assert found == expected.losses(6)
     waits = [name for what, name in cupy.log if what == "wait"]
     assert waits == [s.name for s in (first, second, first, cupy.main, second)]
+
+
+@pytest.mark.parametrize("ranked", [1000, 8], ids=["by ranks", "by digits"])
+def test_sums_by_key_are_captured_however_many_keys_there_are(
+    monkeypatch: Any, ranked: int
+) -> None:
+    monkeypatch.setattr(order, "MOST_RANKED", ranked)
+    backend, _ = device()
+    rng = np.random.default_rng(0)
+    keys, dy = rng.integers(-300, 300, 700), rng.standard_normal((700, 3)).astype(np.float32)
+    given = [backend.asarray(np.zeros_like(a)) for a in (keys, dy)]
+    out = backend.zeros((300, 3), np.float32)
+    call = ("scatter_take", lambda: backend.copyto(out, backend.scatter_take(*given[::-1], 0, 300)))
+    call[1]()
+    found = backend.capture([call])
+    assert not isinstance(found, str), found
+    for target, a in zip(given, (keys, dy), strict=True):
+        backend.copyto(target, backend.asarray(a))
+    found.launch()
+    expected = np.zeros((300, 3))
+    np.add.at(expected, keys, dy)
+    np.testing.assert_allclose(backend.to_numpy(out), expected, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn, optim
 from gpubackprop.backends import get_backend
-from gpubackprop.backends.cuda.backend import MOST_RANKED
+from gpubackprop.backends.cuda.order import MOST_RANKED
 from gpubackprop.compile.graph import WARM_UPS
 from gpubackprop.errors import CompileError
 from gpubackprop.nn import functional as F  # noqa: N812
@@ -85,8 +85,8 @@ class Training:
 
     @property
     def launch(self) -> Any:
-        (entry,) = [e for e in self.run.entries if e.replay is not None]
-        return entry.replay.launch
+        found = [e.replay.launch for e in self.run.entries if e.replay is not None]
+        return found[0] if found else None
 
     def bits(self, steps: int) -> list[bytes]:
         losses = [self.run(*self.batch()) for _ in range(steps)]
@@ -192,14 +192,18 @@ def test_products_sums_and_joins_can_be_captured(cuda: Any) -> None:
     assert not found
 
 
-@pytest.mark.parametrize("count", [1, 300, 16384, MOST_RANKED, MOST_RANKED + 1])
-def test_sums_by_key_are_those_of_a_stable_sort_on_either_way(cuda: Any, count: int) -> None:
+@pytest.mark.parametrize("size", [500, 50_257])
+@pytest.mark.parametrize("count", [1, 300, 16384, MOST_RANKED, MOST_RANKED + 1, 1_000_003])
+def test_sums_by_key_are_those_of_a_stable_sort_on_either_way(
+    cuda: Any, count: int, size: int
+) -> None:
     rng = np.random.default_rng(count)
-    keys, dy = rng.integers(0, 500, count), rng.standard_normal((count, 3))
-    order = cuda.to_numpy(cuda._order_of(cuda.asarray(keys), 500))
-    np.testing.assert_array_equal(order, np.argsort(keys, kind="stable"))
-    found = cuda.to_numpy(cuda.scatter_take(cuda.asarray(dy), cuda.asarray(keys), 0, 500))
-    expected = np.zeros((500, 3))
+    keys, dy = rng.integers(0, size, count), rng.standard_normal((count, 3))
+    expected = np.argsort(keys, kind="stable")
+    for order in (cuda._order_of, cuda._order_by_digits):
+        np.testing.assert_array_equal(cuda.to_numpy(order(cuda.asarray(keys), size)), expected)
+    found = cuda.to_numpy(cuda.scatter_take(cuda.asarray(dy), cuda.asarray(keys), 0, size))
+    expected = np.zeros((size, 3))
     np.add.at(expected, keys, dy)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -242,3 +246,37 @@ def test_graph_true_says_what_stands_in_the_way(cuda: Any) -> None:
     finally:
         del cuda.capture
     assert cuda.capture.__func__ is real.__func__
+
+
+def test_many_keys_are_captured(cuda: Any) -> None:
+    rng = np.random.default_rng(0)
+    keys, dy = rng.integers(0, 500, 2 * MOST_RANKED), rng.standard_normal((2 * MOST_RANKED, 3))
+    given = [cuda.zeros(a.shape, a.dtype) for a in (dy, keys)]
+    out = cuda.zeros((500, 3), np.float64)
+    call = ("scatter_take", lambda: cuda.copyto(out, cuda.scatter_take(*given, 0, 500)))
+    call[1]()
+    found = cuda.capture([call])
+    assert not isinstance(found, str), found
+    for target, a in zip(given, (dy, keys), strict=True):
+        cuda.copyto(target, cuda.asarray(a))
+    found.launch()
+    expected = np.zeros((500, 3))
+    np.add.at(expected, keys, dy)
+    np.testing.assert_allclose(cuda.to_numpy(out), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_steps_on_different_streams_follow_one_another(cuda: Any) -> None:
+    import cupy
+
+    there, here = (Training(cuda, "rows", "adam") for _ in range(2))
+    streams, losses = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
+    for i in range(40):
+        with streams[i % 2]:
+            losses.append(there.run(*there.batch()))
+        if not there.launch or not there.launch.launches:  # the function itself orders nothing
+            streams[i % 2].synchronize()
+    for stream in streams:
+        stream.synchronize()
+    found = [x.numpy().tobytes() for x in [*losses, *there.net.parameters()]]
+    assert found == here.bits(40)
+    assert there.launch.launches > 20

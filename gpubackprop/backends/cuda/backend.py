@@ -37,6 +37,7 @@ from gpubackprop.backends.cuda.joined import JoinedProducts
 from gpubackprop.backends.cuda.kernels import Kernels
 from gpubackprop.backends.cuda.memory import PoolMemory, lacks_memory, limit_pool, pool_state
 from gpubackprop.backends.cuda.norms import CudaNorm
+from gpubackprop.backends.cuda.order import KeyOrder
 from gpubackprop.backends.cuda.overrides import CudnnKernels
 from gpubackprop.backends.cuda.recurrent import CudaRecurrent
 from gpubackprop.backends.cuda.timing import EventClock
@@ -48,10 +49,6 @@ from gpubackprop.backends.primitives import Array, DType, Shape
 
 # Kernels of the contract that touch no memory of the device.
 _HOST_ONLY = {"count", "detach"}
-
-MOST_RANKED = 32768
-"""Up to this many keys are put in order by comparing each with each. CuPy's sort, which serves
-beyond, waits for the device and cannot be captured into a graph."""
 
 
 class CUDABackend(
@@ -66,6 +63,7 @@ class CUDABackend(
     JoinedProducts,
     CudaChains,
     CudaGraphs,
+    KeyOrder,
 ):
     """Kernels on ``cupy.ndarray``.
 
@@ -346,17 +344,6 @@ class CUDABackend(
         arguments = (self._packed(dy), order, bounds, out, *sizes, width, depth)
         self.kernels.launch("segment_sum", template, shape, *arguments)
         return out
-
-    def _order_of(self, keys: Array, size: int) -> Array:
-        """The numbers of the keys in the stable order of the keys, which are -1 to `size` - 1."""
-        count = keys.size
-        if count > MOST_RANKED or size >= 2**31:
-            return self.xp.argsort(keys)
-        parts, shape = geometry.over_ranks(count)
-        ranks, order = self.empty((parts, count), np.int32), self.empty((count,), np.int64)
-        self.kernels.launch("rank_keys", (geometry.BLOCK,), shape, keys, ranks, count, parts)
-        self.kernels.launch("order_keys", (), geometry.over(count), ranks, order, count, parts)
-        return order
 
     def _indices(self, indices: Array) -> Array:
         """Indices as the kernels read them: on the device, packed, int32 or int64."""

@@ -84,6 +84,78 @@ __global__ void order_keys(const int* ranks, i64* order, i64 count, int parts) {
   }
 }
 
+// A radix sort of keys, from the lowest digit on. A pass of three kernels puts the keys, in the order of the passes before
+// (`order`, or their own where that is null), in the order of one digit: 8 bits of the key + 1, from bit `shift` on. Each block has a
+// stretch of `span` keys, a multiple of BLOCK, and each of its threads one value of the digit. Nothing is added in an order that
+// could change, and equal digits stay in their order.
+__device__ __forceinline__ int digit_of(const i64* keys, const i64* order, i64 k, int shift) {
+  return (int)((unsigned long long)(keys[order ? order[k] : k] + 1) >> shift & 255);
+}
+
+// The sum of the values of the threads before this one; part[BLOCK - 1] is that of all.
+template <int BLOCK> __device__ i64 sum_before(i64 value, i64* part) {
+  part[threadIdx.x] = value;
+  for (int reach = 1; reach < BLOCK; reach *= 2) {
+    __syncthreads();
+    i64 more = (int)threadIdx.x >= reach ? part[threadIdx.x - reach] : 0;
+    __syncthreads();
+    part[threadIdx.x] += more;
+  }
+  __syncthreads();
+  return part[threadIdx.x] - value;
+}
+
+// counts[d, b] = how many keys of stretch b have the digit d.
+template <int BLOCK>
+__global__ void count_digits(const i64* keys, const i64* order, i64* counts, i64 count, i64 span, int shift) {
+  __shared__ int tile[BLOCK];
+  i64 from = blockIdx.x * span, to = from + span < count ? from + span : count, found = 0;
+  for (i64 start = from; start < to; start += BLOCK) {
+    i64 k = start + threadIdx.x;
+    __syncthreads();  // the tile before this one has been read
+    tile[threadIdx.x] = k < to ? digit_of(keys, order, k, shift) : -1;
+    __syncthreads();
+    int n = 0;
+    for (int j = 0; j < BLOCK; ++j) n += tile[j] == (int)threadIdx.x;
+    found += n;
+  }
+  counts[(i64)threadIdx.x * gridDim.x + blockIdx.x] = found;
+}
+
+// For each digit, one a block: its count in the stretches ahead of each, in the place of its counts, and in all of them.
+template <int BLOCK> __global__ void scan_digits(i64* counts, i64* totals, int blocks) {
+  __shared__ i64 part[BLOCK];
+  i64* mine = counts + (i64)blockIdx.x * blocks + threadIdx.x;
+  bool inside = (int)threadIdx.x < blocks;
+  i64 before = sum_before<BLOCK>(inside ? *mine : 0, part);
+  if (inside) *mine = before;
+  if (threadIdx.x == BLOCK - 1) totals[blockIdx.x] = part[BLOCK - 1];
+}
+
+// sorted[the place of key k by this digit] = the number of that key.
+template <int BLOCK>
+__global__ void place_digits(const i64* keys, const i64* order, i64* sorted, const i64* counts, const i64* totals, i64 count, i64 span,
+                             int shift) {
+  __shared__ i64 next[BLOCK];
+  __shared__ int tile[BLOCK];
+  i64 smaller = sum_before<BLOCK>(totals[threadIdx.x], next);
+  next[threadIdx.x] = smaller + counts[(i64)threadIdx.x * gridDim.x + blockIdx.x];
+  i64 from = blockIdx.x * span, to = from + span < count ? from + span : count;
+  for (i64 start = from; start < to; start += BLOCK) {
+    i64 k = start + threadIdx.x;
+    int digit = k < to ? digit_of(keys, order, k, shift) : -1, ahead = 0, n = 0;
+    tile[threadIdx.x] = digit;
+    __syncthreads();
+    for (int j = 0; j < BLOCK; ++j) {
+      n += tile[j] == (int)threadIdx.x;
+      ahead += tile[j] == digit && j < (int)threadIdx.x;
+    }
+    if (k < to) sorted[next[digit] + ahead] = order ? order[k] : k;
+    __syncthreads();  // tile and places have been read
+    next[threadIdx.x] += n;
+  }
+}
+
 // bounds[r] = how many of the `count` sorted keys are below r, for r = 0 ... size; key k is keys[order[k]].
 __global__ void segment_bounds(const i64* keys, const i64* order, i64* bounds, i64 count, i64 size) {
   for (i64 r = thread_index(); r <= size; r += thread_count()) {
