@@ -6,13 +6,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpubackprop.backends import detect
+from gpubackprop.backends import detect, get_backend
 from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend
 from gpubackprop.backends.cuda import choices as tables
 from tests.backends.support import convolution_cases
 from tests.backends.support.convolution_cases import fill
 from tests.backends.test_cuda_cudnn import cast, expected_of, own_attention, require_close
+from tests.compile.test_cudnn_captured import Training, pictures
 
 pytestmark = pytest.mark.gpu
 
@@ -201,6 +202,19 @@ def test_a_graph_holds_what_cudnn_runs(cudnn, ran):
         stream.synchronize()
         for got, want in zip(results, step(), strict=True):
             np.testing.assert_array_equal(cudnn.to_numpy(got), cudnn.to_numpy(want))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
+def test_a_compiled_step_with_plans_of_cudnn_is_one_launch(cudnn, ran, precision):
+    training = Training(pictures, cudnn, precision)
+    losses = training.losses(10)
+    assert "calls are one launch with" in training.run.explain(), training.run.explain()
+    count = len(ran)
+    losses += training.losses(5)
+    assert len(ran) == count > 0, "a plan was run from the host"
+    plain = Training(pictures, get_backend("cpu"), precision, compiled=False)
+    digits = 1e-4 if precision == "float32" else 2e-2
+    np.testing.assert_allclose(losses, plain.losses(15), rtol=digits)
 
 
 def test_the_faster_side_is_measured_once_and_kept(monkeypatch, tmp_path):

@@ -218,3 +218,27 @@ def test_half_precision(cuda, dtype):
         assert found.dtype == np.dtype(dtype)
         values = cuda.to_numpy(found).astype(np.float32)
         np.testing.assert_allclose(values, expected, rtol=2 * unit, atol=unit)
+
+
+@pytest.mark.parametrize("parameters", ["alike", "float32"])
+@pytest.mark.parametrize("shape", [(32, 32, 32, 64), (128, 4, 4, 512), (7, 5, 3), (3, 100_003, 1)])
+def test_batch_norm_of_pictures(cuda, shape, parameters):
+    """In float16, with parameters as mixed precision has them, and twice with the same bits."""
+    x, dy = random(*shape, dtype=np.float16), random(*shape, dtype=np.float16, seed=1)
+    kind = np.float16 if parameters == "alike" else np.float32
+    weight, bias = random(shape[-1], dtype=kind, seed=2), random(shape[-1], dtype=kind, seed=3)
+    wide = [a.astype(np.float64) for a in (x, weight, bias, dy)]
+    y, mean, var, rstd = NUMPY.batch_norm(*wide[:3], 1e-5)
+    expected = [y, mean, var, rstd]
+    expected += NUMPY.batch_norm_backward(wide[3], wide[0], wide[1], mean, rstd)
+    found = []
+    for _ in range(2):
+        there = [cuda.asarray(a) for a in (x, weight, bias)]
+        y, *moments = cuda.batch_norm(*there, 1e-5)
+        slopes = cuda.batch_norm_backward(cuda.asarray(dy), *there[:2], moments[0], moments[2])
+        found.append([cuda.to_numpy(a) for a in (y, *moments, *slopes)])
+    for first, second, want in zip(*found, expected, strict=True):
+        np.testing.assert_array_equal(first, second)
+        bound = 2e-3 if first.dtype == np.float16 else 1e-4
+        scale = max(np.abs(want).max(), 1.0)
+        np.testing.assert_allclose(first, want, rtol=bound, atol=bound * scale)
