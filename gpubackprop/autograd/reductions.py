@@ -34,22 +34,19 @@ class Reductions:
         self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
     ) -> Tensor:
         """Sum over axes."""
-        axis = axis if dim is None else _dim("sum", axis, dim)
-        return apply(REGISTRY["sum"], self, axis=axis, keepdims=keepdims or keepdim)
+        return _reduced("sum", self, axis, keepdims, dim, keepdim)
 
     def prod(
         self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
     ) -> Tensor:
         """Product over axes."""
-        axis = axis if dim is None else _dim("prod", axis, dim)
-        return apply(REGISTRY["prod"], self, axis=axis, keepdims=keepdims or keepdim)
+        return _reduced("prod", self, axis, keepdims, dim, keepdim)
 
     def mean(
         self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
     ) -> Tensor:
         """Arithmetic mean over axes."""
-        axis = axis if dim is None else _dim("mean", axis, dim)
-        return apply(REGISTRY["mean"], self, axis=axis, keepdims=keepdims or keepdim)
+        return _reduced("mean", self, axis, keepdims, dim, keepdim)
 
     def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
         """Variance over axes, divided by n - ddof."""
@@ -92,8 +89,7 @@ class Reductions:
         keepdim: bool = False,
     ) -> Tensor:
         """Index of the first largest element."""
-        axis = axis if dim is None else _dim("argmax", axis, dim)
-        return apply(REGISTRY["argmax"], self, axis=axis, keepdims=keepdims or keepdim)
+        return _reduced("argmax", self, axis, keepdims, dim, keepdim)
 
     def argmin(
         self,
@@ -104,22 +100,19 @@ class Reductions:
         keepdim: bool = False,
     ) -> Tensor:
         """Index of the first smallest element."""
-        axis = axis if dim is None else _dim("argmin", axis, dim)
-        return apply(REGISTRY["argmin"], self, axis=axis, keepdims=keepdims or keepdim)
+        return _reduced("argmin", self, axis, keepdims, dim, keepdim)
 
     def any(
         self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
     ) -> Tensor:
         """Whether some element is true."""
-        axis = axis if dim is None else _dim("any", axis, dim)
-        return apply(REGISTRY["any"], self, axis=axis, keepdims=keepdims or keepdim)
+        return _reduced("any", self, axis, keepdims, dim, keepdim)
 
     def all(
         self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
     ) -> Tensor:
         """Whether every element is true."""
-        axis = axis if dim is None else _dim("all", axis, dim)
-        return apply(REGISTRY["all"], self, axis=axis, keepdims=keepdims or keepdim)
+        return _reduced("all", self, axis, keepdims, dim, keepdim)
 
     def softmax(self, axis: int = -1, *, dim: int | None = None) -> Tensor:
         """exp(x) / sum(exp(x)) along an axis."""
@@ -133,8 +126,7 @@ class Reductions:
         self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False
     ) -> Tensor:
         """log(sum(exp(x))) over axes, without overflow."""
-        axis = axis if dim is None else _dim("logsumexp", axis, dim)
-        return apply(REGISTRY["logsumexp"], self, axis=axis, keepdims=keepdims or keepdim)
+        return _reduced("logsumexp", self, axis, keepdims, dim, keepdim)
 
     def cumsum(self, axis: int | None = None) -> Tensor:
         """Running sum along an axis, or over the flattened tensor."""
@@ -144,13 +136,19 @@ class Reductions:
         return apply(REGISTRY["cumsum"], self, axis=axis)
 
 
+def _reduced(name: str, x: Any, axis: Any, keepdims: bool, dim: Any, keepdim: bool) -> Any:
+    """A reduction, by NumPy's names of its options or by PyTorch's."""
+    axis = axis if dim is None else _dim(name, axis, dim)
+    return apply(REGISTRY[name], x, axis=axis, keepdims=keepdims or keepdim)
+
+
 def _extreme(name: str, x: Any, axis: Axis, keepdims: bool, dim: int | None, keepdim: bool) -> Any:
     """``max`` or ``min`` as NumPy has it with `axis`, and as PyTorch has it with `dim`."""
     if dim is None:
         return apply(REGISTRY[name], x, axis=axis, keepdims=keepdims)
-    options = {"axis": _dim(name, axis, dim), "keepdims": keepdims or keepdim}
-    where = apply(REGISTRY[f"arg{name}"], x, **options)
-    return Extremes(apply(REGISTRY[name], x, **options), where)
+    options = (axis, keepdims, dim, keepdim)
+    where = _reduced(f"arg{name}", x, *options)
+    return Extremes(_reduced(name, x, *options), where)
 
 
 def _dim(name: str, axis: Any, dim: Any) -> Any:

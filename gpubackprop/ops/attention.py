@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Operation, Sample, Spec
-from gpubackprop.backends.attention import shapes_fit
+from gpubackprop.backends.attention import Options, shapes_fit
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 
 
@@ -48,16 +48,11 @@ def _attention_backward(
     y: Any,
     lse: Any,
     *,
-    causal: bool = False,
-    past: int = 0,
     scale: float | None = None,
-    p: float = 0.0,
-    seed: int = 0,
-    stream: int = 0,
-    offset: int = 0,
+    **rest: Any,
 ) -> Any:
     arrays = (dy, q, k, v, mask, y, lse)
-    options = (causal, past, _scale(scale, q.shape[-1]), p, seed, stream, offset)
+    options = Options(scale=_scale(scale, q.shape[-1]), **rest)
     dq = dk = dv = dmask = None
     if any(call.needs[:3]):
         dq, dk, dv = K.attention_backward(*arrays, *options)
@@ -72,13 +67,9 @@ def _attention_infer(
     v: Spec,
     mask: Spec | None,
     *,
-    causal: bool = False,
     past: int = 0,
-    scale: float | None = None,
     p: float = 0.0,
-    seed: int = 0,
-    stream: int = 0,
-    offset: int = 0,
+    **rest: Any,
 ) -> Spec:
     fault = shapes_fit(q, k, v, mask)
     if fault:

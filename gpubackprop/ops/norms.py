@@ -1,4 +1,4 @@
-"""Normalisation over a batch, over groups of channels, and by the root mean square.
+"""Normalisation over a batch and over groups of channels.
 
 Arrays are channels last, (N, *spatial, C).
 """
@@ -14,24 +14,7 @@ from gpubackprop.autograd import Operation, Sample, Spec
 from gpubackprop.backends import Shape
 from gpubackprop.errors import ShapeError
 from gpubackprop.ops.define import result_dtype
-
-
-def check_affine(name: str, x: Spec, wanted: Shape, of: str, **given: Spec | None) -> np.dtype:
-    """The dtype of a normalised and scaled result.
-
-    Raises
-    ------
-    ShapeError
-        If a scale or a shift has not the shape `wanted`, that `of` x.
-    """
-    for argument, s in given.items():
-        if s is not None and s.shape != wanted:
-            raise ShapeError(
-                f"{name}: {argument} ({s}) must have the shape {wanted} of {of} x ({x})"
-            )
-    dtypes = [s.dtype for s in given.values() if s is not None]
-    return np.result_type(result_dtype("sqrt", [x]), *dtypes)
-
+from gpubackprop.ops.layer_norms import check_affine
 
 # Over the batch.
 
@@ -230,61 +213,5 @@ GROUP_NORM = Operation(
     _group_norm_samples,
     saves=("x", "weight", "mean", "rstd"),
     extras=("mean", "rstd"),
-    constant_extras=False,
-).register()
-
-
-# By the root mean square.
-
-
-def _rms_norm_forward(K: Any, x: Any, weight: Any, *, axes: int = 1, eps: float = 1e-6) -> Any:
-    return K.rms_norm(x, weight, axes, eps)
-
-
-def _rms_norm_backward(
-    K: Any,
-    call: Any,
-    dy: Any,
-    x: Any,
-    weight: Any,
-    rstd: Any,
-    *,
-    axes: int = 1,
-    eps: float = 1e-6,
-) -> Any:
-    return K.rms_norm_backward(dy, x, weight, rstd, axes)
-
-
-def _rms_norm_infer(x: Spec, weight: Spec | None, *, axes: int = 1, eps: float = 1e-6) -> Spec:
-    if not 1 <= axes <= len(x.shape):
-        raise ShapeError(
-            f"rms_norm: cannot normalise over the last {axes} axes of x ({x}); "
-            f"it has {len(x.shape)}"
-        )
-    normalized = x.shape[len(x.shape) - axes :]
-    dtype = check_affine("rms_norm", x, normalized, "the normalised axes of", weight=weight)
-    if 0 in normalized:
-        raise ShapeError(f"rms_norm: the normalised axes of x ({x}) have no elements")
-    return Spec(x.shape, dtype)
-
-
-def _rms_norm_samples(rng: np.random.Generator) -> Iterable[Sample]:
-    for shape, axes in (((3, 5), 1), ((2, 3, 4), 2), ((7,), 1), ((1, 6), 1), ((0, 3), 1)):
-        weight = rng.uniform(0.5, 1.5, shape[len(shape) - axes :])
-        yield Sample((rng.standard_normal(shape), weight), {"axes": axes, "eps": 1e-3})
-    yield Sample((rng.standard_normal((2, 3, 4)), None), {"axes": 1, "eps": 1e-2}, note="no scale")
-    yield Sample((np.full((1, 1), 2.0), np.ones(1)), {"axes": 1}, note="one element")
-    x, weight = rng.standard_normal((5, 3)).T, rng.uniform(0.5, 1.5, 5)
-    yield Sample((x, weight), {"axes": 1, "eps": 1e-3}, note="not contiguous")
-
-
-RMS_NORM = Operation(
-    "rms_norm",
-    _rms_norm_forward,
-    _rms_norm_backward,
-    _rms_norm_infer,
-    _rms_norm_samples,
-    saves=("x", "weight", "rstd"),
-    extras=("rstd",),
     constant_extras=False,
 ).register()
