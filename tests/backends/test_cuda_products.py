@@ -12,6 +12,7 @@ import itertools
 import sys
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -501,6 +502,17 @@ def test_a_refusal_at_the_last_moment(cuda, library):
     calls = library("calls")
     cuda.matmul(x1, x2, out=y)
     assert library("calls") == calls, "it was asked again"
+
+
+def test_a_refusal_keeps_no_array_alive(cuda, library):
+    library.set("refuse", 2)
+    x = cuda.asarray(random((3, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        y = cuda.linear(x, x, x[0])
+    memory = weakref.ref(y.on_host)
+    del y
+    assert memory() is None
 
 
 def test_a_failure_is_an_error(cuda, library):

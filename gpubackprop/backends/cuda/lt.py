@@ -293,7 +293,7 @@ class CublasLt:
         self.handle = c_void_p()
         if status := self.lib.cublasLtCreate(byref(self.handle)):
             raise LtError(f"cuBLASLt cannot start: {self.words(status)}")
-        self._plans: dict[Problem, Plan | RefusedError] = {}
+        self._plans: dict[Problem, Plan | str] = {}  # or why there is none
 
     def plan(self, problem: Problem) -> Plan:
         """The plan for a problem, made once.
@@ -310,10 +310,10 @@ class CublasLt:
             try:
                 found = Plan(self, problem)
             except RefusedError as error:
-                found = error
+                found = str(error)  # an error that is kept would keep the arrays of its callers
             self._plans[problem] = found
-        if isinstance(found, RefusedError):
-            raise found.with_traceback(None)
+        if isinstance(found, str):
+            raise RefusedError(found)
         return found
 
     def stream(self) -> int:
