@@ -1,12 +1,15 @@
-"""Kernels of normalisation over a batch, over groups of channels, and by the root mean square.
+"""Kernels of normalisation: over a batch, over groups of channels, over the last axes, and by the
+root mean square.
 
 Definitions, like those of ``composites.py``: a backend may override any of them. Arrays are
-channels last, (N, *spatial, C).
+channels last, (N, *spatial, C); layer norm and the root mean square take any.
 """
 
 from __future__ import annotations
 
 import math
+
+import numpy as np
 
 from gpubackprop.backends.composites import Composites, is_half
 from gpubackprop.backends.primitives import Array, Shape
@@ -125,6 +128,42 @@ class NormKernels(Composites):
         places = math.prod(shape[1:-1])
         return self.reshape(x, (shape[0], places, groups, shape[-1] // groups))
 
+    # Normalisation over the last axes.
+    def layer_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
+    ) -> tuple[Array, Array, Array]:
+        """(x - mean) / sqrt(var + eps) * weight + bias over the last `axes` axes (Ba et al. 2016).
+
+        Returns
+        -------
+        y, mean, rstd : the result, and mean and 1/sqrt(var + eps) with the normalised axes kept at
+            size one, in float32 at least.
+        """
+        if is_half(x):
+            wide, scale, shift = self._wide(x), self._wide(weight), self._wide(bias)
+            y, mean, rstd = self.layer_norm(wide, scale, shift, axes, eps)
+            return self._like(y, x, weight, bias), mean, rstd
+        y, mean, _, rstd = self._standardized(x, tuple(range(-axes, 0)), eps)
+        return self._scaled(y, weight, bias), mean, rstd
+
+    def layer_norm_backward(
+        self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
+    ) -> tuple[Array, Array]:
+        """Cotangents of x and of the weight.
+
+        With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - xhat * mean(g
+        * xhat)), and dweight = sum(dy * xhat) over the leading axes. (The bias's is the sum of dy.)
+        """
+        if is_half(x):
+            out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
+            dx, dweight = self.layer_norm_backward(out, wide, scale, mean, rstd, axes)
+            return self._like(dx, x, dy), self._like(dweight, x, dy)
+        over = tuple(range(-axes, 0))
+        xhat = self.multiply(self.subtract(x, mean), rstd)
+        g = dy if weight is None else self.multiply(dy, weight)
+        dx = self._standardized_backward(g, xhat, rstd, over)
+        return dx, self.sum_to(self.multiply(dy, xhat), x.shape[x.ndim - axes :])
+
     # By the root mean square.
     def rms_norm(
         self, x: Array, weight: Array | None, axes: int, eps: float
@@ -160,3 +199,30 @@ class NormKernels(Composites):
         slope = self.mean(self.multiply(g, xhat), axis=tuple(range(-axes, 0)), keepdims=True)
         dx = self.multiply(rstd, self.subtract(g, self.multiply(xhat, slope)))
         return dx, self.sum_to(self.multiply(dy, xhat), x.shape[x.ndim - axes :])
+
+    # What every normalisation shares.
+    def _standardized(self, x: Array, over: Shape, eps: float) -> tuple[Array, Array, Array, Array]:
+        """(x - mean) / sqrt(var + eps) with the mean and the variance over the axes `over`; then
+        mean, var and 1/sqrt(var + eps), with those axes kept at size one."""
+        mean = self.mean(x, axis=over, keepdims=True)
+        var = self.var(x, axis=over, keepdims=True)
+        rstd = self.reciprocal(self.sqrt(self.add(var, eps)))
+        return self.multiply(self.subtract(x, mean), rstd), mean, var, rstd
+
+    def _like(self, result: Array, *given: Array | None) -> Array:
+        """What was computed in float32, in the dtype that the given arrays are combined to."""
+        return self.astype(result, np.result_type(*[a.dtype for a in given if a is not None]))
+
+    def _standardized_backward(self, g: Array, xhat: Array, rstd: Array, over: Shape) -> Array:
+        """rstd * (g - mean(g) - xhat * mean(g * xhat)): the cotangent of x where g is xhat's."""
+        inner = self.add(
+            self.mean(g, axis=over, keepdims=True),
+            self.multiply(xhat, self.mean(self.multiply(g, xhat), axis=over, keepdims=True)),
+        )
+        return self.multiply(rstd, self.subtract(g, inner))
+
+    def _scaled(self, x: Array, weight: Array | None, bias: Array | None) -> Array:
+        """x * weight + bias, either of which may be absent."""
+        if weight is not None:
+            x = self.multiply(x, weight)
+        return x if bias is None else self.add(x, bias)
