@@ -29,7 +29,7 @@ from gpubackprop.training.state import RunState
 from gpubackprop.training.step import Step
 
 
-@dataclass
+@dataclass(slots=True)
 class Asked:
     """A step that was asked for.
 
@@ -94,7 +94,7 @@ class Updates:
         if self._broken_off:
             step.numerics.go_on()
         places = [g.state() for g in self._generators.values()]
-        put_back = kept(self._buffers)
+        put_back = kept(self._buffers) if self._buffers else _nothing
         self._broken_off = True
         arriving = step.gradients(batch)
         rates = 0 if scheduler is None else scheduler.last_step
@@ -179,6 +179,10 @@ class Updates:
             f"step {run.step + 1} (epoch {run.epoch + 1}, batch {run.batch + 1}): {words}; the "
             f"weights are those of before this step; {hint}"
         )
+
+
+def _nothing() -> None:
+    """Puts nothing back."""
 
 
 def kept(buffers: Sequence[Tensor]) -> Callable[[], None]:

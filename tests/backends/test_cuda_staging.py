@@ -129,6 +129,20 @@ def test_what_was_put_and_forgotten_is_waited_for_by_the_work_that_gets_its_memo
     assert cupy.log == [("wait", "main")]
 
 
+def test_what_was_taken_is_whole_though_its_staging_is_gone() -> None:
+    backend, cupy = device()
+    staging = backend.staging()
+    assert staging is not None
+    staging.put(batch(3))
+    cupy.main.late = True
+    (x, y) = staging.take()
+    del staging  # its pinned memory is somebody else's from now on
+    gc.collect()
+    cupy.main.synchronize()
+    for found, want in zip((x, y), batch(3), strict=True):
+        np.testing.assert_array_equal(found.on_host, want)
+
+
 def test_numbers_arrive_as_they_were_when_they_were_asked_for() -> None:
     backend, cupy = device()
     x = backend.zeros((3,), np.float32)

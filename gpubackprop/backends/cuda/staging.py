@@ -114,9 +114,13 @@ class CudaStaging:
                 self._free.append(slot)
 
     def __del__(self) -> None:
-        # Memory goes back to its pools; no copy may still be at it.
+        # Memory goes back to its pools; no copy may still be at it. The host's pool knows of no
+        # order of work, so its side is waited for.
         with contextlib.suppress(Exception):
             self.clear()
+            with self._gpu:
+                for slot in self._slots:
+                    slot.copied.synchronize()
 
     def _views(
         self, slot: Slot, arrays: Sequence[np.ndarray]
