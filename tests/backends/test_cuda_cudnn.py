@@ -161,6 +161,23 @@ def test_arrays_that_engines_can_read_are_not_copied(here, monkeypatch):
     assert not copied
 
 
+def test_results_lie_in_memory_as_what_they_are_for(here):
+    """Heads that lie side by side come back so: a view of them is what the next layer takes. Those
+    that had to be brought into order come back in order."""
+    cuda, ran = here.cuda, here.cudnn.ran
+    given = [cuda.asarray(fill((2, 5, 3, 8), s).astype(np.float16)) for s in (1, 2, 3)]
+    for unfit in (False, True):
+        q, k, v = (a.transpose((0, 2, 1, 3)) for a in given)
+        if unfit:  # the same order, but no 16 bytes at a time
+            q = cuda.asarray(fill((2, 5, 3, 9), 1).astype(np.float16)).transpose((0, 2, 1, 3))
+            q = q[..., :8]
+        y, lse = cuda.attention(q, k, v, None)
+        grads = cuda.attention_backward(y, q, k, v, None, y, lse)
+        side_by_side = [a.transpose((0, 2, 1, 3)).flags.c_contiguous for a in (y, *grads)]
+        assert side_by_side == [not unfit, not unfit, True, True]
+    assert len(ran) == 4
+
+
 def test_arrays_at_odd_addresses_are_copied(here):
     """Parameters are views of one long array, so they may begin anywhere in it."""
     cuda, size = here.cuda, 2 * 5 * 5 * 8

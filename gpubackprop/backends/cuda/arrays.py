@@ -28,6 +28,11 @@ def threshold_of(p: float) -> int:
     return min(round(p * 2**32), 2**32 - 1)
 
 
+def order_of(x: Array) -> list[int]:
+    """The first three axes of `x` as they follow each other in memory."""
+    return sorted(range(3), key=lambda axis: -abs(x.strides[axis]))
+
+
 class DeviceArrays(ArrayBackend):
     """Primitives over CuPy, and the kernels of the ``.cu`` files."""
 
@@ -57,6 +62,26 @@ class DeviceArrays(ArrayBackend):
     def _packed(self, x: Array) -> Array:
         """`x` without gaps, in C order."""
         return x if x.flags.c_contiguous else self.xp.ascontiguousarray(x)
+
+    def _laid_out_as(self, x: Array, shape: Shape) -> Array:
+        """A new array whose batches, heads and rows follow each other in memory as those of `x`."""
+        order = order_of(x)
+        if order == [0, 1, 2]:
+            return self.empty(shape, x.dtype)
+
+        def fits(out: Array) -> bool:
+            if not self._is_array(out) or (out.shape, out.dtype) != (shape, x.dtype):
+                return False
+            return bool(out.transpose(*order, 3).flags.c_contiguous)
+
+        found = taken(fits)
+        return self._in_order(x, shape) if found is None else found
+
+    def _in_order(self, x: Array, shape: Shape) -> Array:
+        """The same, of memory of its own."""
+        order = order_of(x)
+        made = self.xp.empty(tuple(shape[axis] for axis in (*order, 3)), x.dtype)
+        return made.transpose(*(order.index(axis) for axis in range(3)), 3)
 
     def _all_packed(self, *arrays: Array | None) -> list[Array | None]:
         return [None if a is None else self._packed(a) for a in arrays]

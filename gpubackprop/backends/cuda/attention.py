@@ -9,8 +9,7 @@ import numpy as np
 from gpubackprop.backends.attention import Options
 from gpubackprop.backends.cuda.arrays import DeviceArrays, threshold_of
 from gpubackprop.backends.cuda.geometry import Launch
-from gpubackprop.backends.offers import taken
-from gpubackprop.backends.primitives import Array, Shape
+from gpubackprop.backends.primitives import Array
 
 # What attention.cu has room for, features of a head; it is compiled for each of them.
 FEATURES = (32, 64, 128)
@@ -112,24 +111,6 @@ class CudaAttention(DeviceArrays):
     def _in_rows(self, x: Array) -> Array:
         """`x` with the features of a row side by side."""
         return x if x.strides[3] == x.itemsize or x.shape[3] == 1 else self._packed(x)
-
-    def _laid_out_as(self, x: Array, shape: Shape) -> Array:
-        """A new array whose batches, heads and rows follow each other in memory as those of `x`."""
-        order = sorted(range(3), key=lambda axis: -abs(x.strides[axis]))
-        if order == [0, 1, 2]:
-            return self.empty(shape, x.dtype)
-        axes = (*(order.index(axis) for axis in range(3)), 3)
-
-        def fits(out: Array) -> bool:
-            if not self._is_array(out) or (out.shape, out.dtype) != (shape, x.dtype):
-                return False
-            return bool(out.transpose(*order, 3).flags.c_contiguous)
-
-        found = taken(fits)
-        if found is not None:
-            return found
-        made = self.xp.empty(tuple(shape[axis] for axis in (*order, 3)), x.dtype)
-        return made.transpose(*axes)
 
     def _attention_numbers(
         self, q: Array, k: Array, v: Array, mask: Array | None, options: Options

@@ -11,7 +11,7 @@ differs (1.18 infers channels last, 1.28 channels first).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,10 +174,13 @@ def rows(shape: Shape) -> Tensor:
     return Tensor((b, h, t, 1), (h * t, t, 1, 1), "float32")
 
 
-def packed(shape: Shape, dtype: str) -> Tensor:
-    """An array without gaps, in C order."""
-    steps = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    return Tensor(tuple(shape), steps, dtype)
+def in_order(shape: Shape, order: Sequence[int], dtype: str) -> Tensor:
+    """(B, H, T, D) without gaps, whose first three axes follow each other in memory by `order`."""
+    steps, step = [1] * 4, shape[3]
+    for axis in reversed(order):
+        steps[axis] = step
+        step *= shape[axis]
+    return Tensor(tuple(shape), tuple(steps), dtype)
 
 
 class Scores(NamedTuple):

@@ -20,7 +20,7 @@ import numpy as np
 from gpubackprop.backends.array_backend import windows_along
 from gpubackprop.backends.convolution import Padding
 from gpubackprop.backends.cuda import cudnn_graphs as graphs
-from gpubackprop.backends.cuda.arrays import DeviceArrays
+from gpubackprop.backends.cuda.arrays import DeviceArrays, order_of
 from gpubackprop.backends.cuda.choosing import Chooser
 from gpubackprop.backends.cuda.cudnn import ALIGNMENT, Plan, Policy
 from gpubackprop.backends.cuda.cudnn_graphs import Operation, Tensor
@@ -170,7 +170,7 @@ class CudnnKernels(DeviceArrays):
             return Operation(kind, tensors, (graphs.geometry_of(*sizes[3:]),))
 
         def with_cudnn(plan: Plan) -> Array:
-            found = self.empty(laid_out, dtype)
+            found = self._room(laid_out, dtype)
             ready = [
                 self._filters(a) if role == "weight" else self._ready(a)
                 for role, a in arrays.items()
@@ -205,7 +205,7 @@ class CudnnKernels(DeviceArrays):
 
         if not self._attends_with_cudnn(mask, p, q, k, v):
             return plain()
-        results = (*q.shape[:3], v.shape[3]), q.shape[:3]
+        results = ((*q.shape[:3], v.shape[3]), 0), (q.shape[:3], None)
         return self._attended("attention", (q, k, v), results, causal, past, scale, plain)
 
     def attention_backward(
@@ -233,21 +233,24 @@ class CudnnKernels(DeviceArrays):
 
         if not self._attends_with_cudnn(mask, p, q, k, v, y, dy) or lse.dtype != np.float32:
             return plain()
-        given, results = (q, k, v, y, dy, lse), (q.shape, k.shape, v.shape)
+        given, results = (q, k, v, y, dy, lse), tuple((a.shape, i) for i, a in enumerate((q, k, v)))
         return self._attended("attention_backward", given, results, causal, past, scale, plain)
 
     def _attended(
         self,
         kind: str,
         given: tuple[Array, ...],
-        results: tuple[Shape, ...],
+        results: tuple[tuple[Shape, int | None], ...],
         causal: bool,
         past: int,
         scale: float,
         plain: Callable[[], Any],
     ) -> Any:
-        """Arrays of the shapes `results`, by cuDNN or by `plain`. Those with four axes are heads
-        (B, H, T, D), those with three are float32 numbers for each row of the scores."""
+        """Arrays of the shapes `results`, by cuDNN or by `plain`.
+
+        Those with four axes are heads (B, H, T, D), and lie in memory as the given array of the
+        number beside the shape, so that heads which lie side by side need not be brought there. Those with three are float32 numbers
+        for each row of the scores."""
         q, k = given[:2]
         ready = [self._vectors(a) if a.ndim == 4 else self._ready(a) for a in given]
         name = q.dtype.name
@@ -259,11 +262,17 @@ class CudnnKernels(DeviceArrays):
                 graphs.rows(a.shape) if a.ndim == 3 else graphs.heads(a.shape, _steps(a), name)
                 for a in ready
             ]
-            made = [graphs.rows(s) if len(s) == 3 else graphs.packed(s, name) for s in results]
+            made = [
+                graphs.rows(s) if i is None else graphs.in_order(s, order_of(ready[i]), name)
+                for s, i in results
+            ]
             return Operation(kind, (*there, *made), (scores,))
 
         def with_cudnn(plan: Plan) -> Any:
-            found = [self.empty(s, q.dtype if len(s) == 4 else np.float32) for s in results]
+            found = [
+                self._room(s, np.float32) if i is None else self._room_like(ready[i], s)
+                for s, i in results
+            ]
             self.cudnn.library.run(plan, *ready, *found)
             return tuple(found)
 
@@ -308,6 +317,17 @@ class CudnnKernels(DeviceArrays):
         """`x` without gaps, in C order, at an address that engines may read."""
         x = self._packed(x)
         return x if int(x.data.ptr) % ALIGNMENT == 0 else self.copy(x)
+
+    def _room(self, shape: Shape, dtype: Any) -> Array:
+        """A new array at an address that engines may write to; what is on offer (``offers.py``) may
+        begin elsewhere."""
+        made = self.empty(shape, dtype)
+        return made if int(made.data.ptr) % ALIGNMENT == 0 else self.xp.empty(shape, dtype)
+
+    def _room_like(self, x: Array, shape: Shape) -> Array:
+        """The same, of the dtype of heads `x` and with its order in memory."""
+        made = self._laid_out_as(x, shape)
+        return made if int(made.data.ptr) % ALIGNMENT == 0 else self._in_order(x, shape)
 
     def _filters(self, weight: Array) -> Array:
         """(O, C / groups, *kernel) as (O, *kernel, C / groups)."""
