@@ -249,8 +249,9 @@ class CudnnKernels(DeviceArrays):
         """Arrays of the shapes `results`, by cuDNN or by `plain`.
 
         Those with four axes are heads (B, H, T, D), and lie in memory as the given array of the
-        number beside the shape, so that heads which lie side by side need not be brought there. Those with three are float32 numbers
-        for each row of the scores."""
+        number beside the shape, so that heads which lie side by side need not be brought there.
+        Those with three are float32 numbers for each row of the scores.
+        """
         q, k = given[:2]
         ready = [self._vectors(a) if a.ndim == 4 else self._ready(a) for a in given]
         name = q.dtype.name
