@@ -69,6 +69,7 @@ def test_forwards(cuda, lt, dtype, activation, keep, biased):
     for lead in ((6,), (1,), (2, 3)):
         x, w, b = layer(cuda, dtype, lead)
         args = (x, w, b if biased else None, activation, keep)
+        assert cuda.joins("linear_activation", *args)
         before = lt("calls")
         y, kept = cuda.linear_activation(*args)
         assert lt("calls") == before + 1
@@ -152,8 +153,8 @@ def test_what_the_library_lacks_is_done_as_before_without_a_word(cuda, lt, activ
             close(cuda.to_numpy(got), want, "float32", 9 * 6)
 
     both()
-    cuda._signatures.clear()
-    cuda._library._plans.clear()
+    for kept in (cuda._signatures, cuda._library._plans, cuda._trials):
+        kept.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if without == "both":
@@ -191,8 +192,9 @@ def test_the_memory_of_an_older_mask_is_not_read(cuda, lt):
 
 def test_results_are_written_where_they_shall_lie(cuda, lt, monkeypatch):
     x, w, b = layer(cuda)
-    monkeypatch.setattr(cuda, "copyto", lambda *_: pytest.fail("copied"))
     dy, above = cuda.asarray(random((6, 9), seed=3)), cuda.asarray(random((9, 16), seed=4))
+    assert asked(cuda) == ALL
+    monkeypatch.setattr(cuda, "copyto", lambda *_: pytest.fail("copied"))
     for activation in ACTIVATIONS:
         y, total = cuda.empty((6, 16), np.float32), cuda.empty((16,), np.float32)
         relu = activation == "relu"

@@ -18,8 +18,8 @@ dW = dy^T x, db = sum(dy)                     read dy once more: s              
 
 and one launch fewer each. NVIDIA says neither what relu makes of NaN, nor its slope at 0, nor how
 exactly gelu is computed, and for which dtypes there is an algorithm depends on library and GPU. So
-a kernel here is used by compiled steps only where it has been tried with the step's own shapes and
-gave what its definition gives.
+a kernel here does it only where it has been tried with the same shapes and gave what its definition
+gives; compiled steps ask by ``joins`` before they use it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import numpy as np
 
 from gpubackprop.backends.cuda.products import CudaProducts
 from gpubackprop.backends.joined import JoinedKernels, mask_shape
+from gpubackprop.backends.offers import offered
 from gpubackprop.backends.primitives import Array
 
 NEAR = {"float32": 2.0**-18, "float16": 2.0**-8, "bfloat16": 2.0**-5}
@@ -56,10 +57,12 @@ class JoinedProducts(CudaProducts):
     def linear_activation(
         self, x: Array, weight: Array, bias: Array | None, activation: str, keep: bool = False
     ) -> tuple[Array, Array | None]:
-        found = self._linear_activation(x, weight, bias, activation, keep)
-        if found is None:
-            found = super().linear_activation(x, weight, bias, activation, keep)
-        return found
+        args = (x, weight, bias, activation, keep)
+        found = self._joined("linear_activation", *args)
+        if found is None and keep and activation == "relu":
+            y, _ = super().linear_activation(x, weight, bias, activation)
+            return y, self._mask(y)
+        return super().linear_activation(*args) if found is None else found
 
     def matmul_activation_backward(
         self,
@@ -70,15 +73,19 @@ class JoinedProducts(CudaProducts):
         activation: str,
         summed: bool = False,
     ) -> tuple[Array, Array | None]:
-        options = (value, kept, activation, summed)
-        found = self._matmul_activation_backward(x1, x2, *options)
-        if found is None:
-            found = super().matmul_activation_backward(x1, x2, *options)
-        return found
+        args = (x1, x2, value, kept, activation, summed)
+        found = self._joined("matmul_activation_backward", *args)
+        return super().matmul_activation_backward(*args) if found is None else found
 
     def matmul_row_sums(self, x1: Array, x2: Array) -> tuple[Array, Array]:
-        found = self._matmul_row_sums(x1, x2)
+        found = self._joined("matmul_row_sums", x1, x2)
         return super().matmul_row_sums(x1, x2) if found is None else found
+
+    def _joined(self, kernel: str, *args: Any) -> Any:
+        """A kernel's results by one call of the library; None where that does not serve."""
+        if self._library_problem is not None or not self.joins(kernel, *args):
+            return None
+        return getattr(self, f"_{kernel}")(*args)
 
     # One call of the library, or None.
     def _linear_activation(
@@ -89,15 +96,19 @@ class JoinedProducts(CudaProducts):
         y, kept = self.empty((*x.shape[:-1], weight.shape[0]), x.dtype), None
         relu = activation == "relu"
         if keep:
-            kept = self.empty(*((mask_shape(y.shape), np.uint8) if relu else (y.shape, y.dtype)))
+            kept = self._mask(y) if relu else self.empty(y.shape, y.dtype)
         function = f"{activation}_kept" if keep else activation
-        made = self._product(x, weight.T, y, bias, function, auxiliary=kept)
+        if self._product(x, weight.T, y, bias, function, auxiliary=kept) is None:
+            return None
         if kept is not None and relu:
-            at = int(kept.data.ptr)
-            self._masks.discard(at) if made is None else self._masks.add(at)
-            if made is None:  # the mask stays here, and is known to be empty
-                return super().linear_activation(x, weight, bias, activation)[0], kept
-        return None if made is None else (y, kept)
+            self._masks.add(int(kept.data.ptr))
+        return y, kept
+
+    def _mask(self, y: Array) -> Array:
+        """Memory for the mask of a relu, which holds nothing yet."""
+        mask = self.empty(mask_shape(y.shape), np.uint8)
+        self._masks.discard(int(mask.data.ptr))
+        return mask
 
     def _matmul_activation_backward(
         self,
@@ -137,7 +148,7 @@ class JoinedProducts(CudaProducts):
         key = (kernel, self.precision, described)
         found = self._trials.get(key)
         if found is None:
-            with self._gpu:
+            with self._gpu, offered(()):  # what is offered is for results
                 found = self._trials[key] = self._trial(kernel, args)
         return found
 
@@ -220,7 +231,8 @@ def _try_backwards(
     n = value.shape[-1]
     x = K.ones((*value.shape[:-1], 16), value.dtype)
     weight = K._trial_column(K.empty((n, 16), value.dtype))
-    y, found = K.linear_activation(x, weight, None, activation, True)
+    forth = (x, weight, None, activation, True)
+    y, found = K._linear_activation(*forth) or JoinedKernels.linear_activation(K, *forth)
     turned = K._trial_column(K.transpose(K._trial_full(x2, 0.0)), values=False)
     relu = activation == "relu"
     given = (y, found) if relu else (found, None)
