@@ -170,7 +170,9 @@ def test_chains_have_no_atomics_and_wide_indices():
 def test_every_kernel_of_every_file_is_known():
     for file in sources.FILES:
         text = sources.source(file)
-        declared = set(re.findall(r"__global__\s+void\s+(\w+)\s*\(", text))
+        declared = set(
+            re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\s*\(", text)
+        )
         known = {s.name for s in sources.signatures().values() if s.file == file}
         assert known == declared and known
 

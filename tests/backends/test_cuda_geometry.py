@@ -259,7 +259,10 @@ def test_a_block_never_asks_for_more_registers_than_there_are():
     """So every kernel can be launched with its block, whatever it is compiled to."""
     assert geometry.BLOCK * MOST_REGISTERS <= REGISTERS
     for file in sources.FILES:
-        assert "__launch_bounds__" not in sources.source(file)
+        text = sources.source(file)
+        bounds = re.findall(r"__launch_bounds__\((\w+)", text)
+        assert len(bounds) == text.count("__launch_bounds__")
+        assert set(bounds) <= {str(geometry.BLOCK)}, "a launch of more threads would fail"
 
 
 @pytest.mark.parametrize("rows", [1, 3, 33, 1000, 1030, 33000, 10**6 + 7, 2**33])
@@ -307,7 +310,8 @@ def test_no_loop_over_elements_counts_in_32_bits():
             r"for \(int \w+ = ([^;]*); [^<;]*<=? ([^;]*);", sources.source(file)
         ):
             bound = (
-                r"[A-Z]+|\d+|[A-Z]+ / \d+|\d+ / [A-Z]+|dv|features|depth|parts|n|COUNT \* features"
+                r"[A-Z]+|[A-Z]+ \* [A-Z]+|\d+|[A-Z]+ / \d+|\d+ / [A-Z]+|dv|features|depth|parts|n|"
+                r"COUNT \* features"
             )
             assert re.fullmatch(bound, end.strip()), f"{file}: a loop from {start} to {end}"
 

@@ -59,7 +59,10 @@ def test_updates_equal_the_definitions_bit_for_bit(cuda, kernel, used, options, 
             np.testing.assert_array_equal(got[ordinary], want[ordinary])
 
 
-@pytest.mark.parametrize("shape", [(3, 100_000), (70_001, 10), (1000, 257)])
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 100_000), (2, 5_000_003), (70_001, 10), (1000, 257), (3000, 1024), (40, 8192), (9, 9001)],
+)
 def test_rows_of_every_length(cuda, shape):
     x, dy = random(*shape), random(*shape, seed=1)
     target = np.random.default_rng(2).integers(0, shape[1], shape[0])

@@ -23,6 +23,8 @@ _ROWS_EACH = 4
 _WARP_ROWS = 2048  # rows that give each multiprocessor of any GPU of today enough warps
 _FEW_ROWS = 256  # rows that leave some GPUs' multiprocessors idle, if they are a block's job each
 _PIECE = 2048  # packs that are worth a block
+_COLUMNS_KEPT = 32  # of each thread, for which it has a sum in shared memory
+_SUM_BLOCKS = 512  # two for each multiprocessor of the largest GPU of today, twice
 
 
 class Launch(NamedTuple):
@@ -68,6 +70,17 @@ class RowShare(NamedTuple):
     packed: int
     pieces: int
     launch: Launch
+
+    def sums_columns(self, itemsize: int) -> bool:
+        """Whether a block can add up each column of its rows beside: what it takes of shared memory
+        is no more than every GPU has."""
+        lanes = PACK_BYTES // itemsize if self.packed else 1
+        return 0 < self.held * lanes <= _COLUMNS_KEPT
+
+    def in_blocks_of_many(self) -> RowShare:
+        """The same by few blocks, each of which leaves sums behind."""
+        grid = min(self.launch.grid, _SUM_BLOCKS)
+        return self._replace(launch=self.launch._replace(grid=grid))
 
 
 def by_rows(rows: int, cols: int, itemsize: int, passes: int = 2) -> RowShare:
@@ -132,6 +145,11 @@ def over_columns(rows: int, packs: int) -> tuple[int, int, int, Launch]:
 def over_tiles(columns: int) -> Launch:
     """A launch whose blocks take 32 columns each in turn."""
     return Launch(min(_ceil(columns, WARP), _MAX_BLOCKS))
+
+
+def over_column_sums(columns: int) -> Launch:
+    """A launch whose blocks take 8 columns each in turn."""
+    return Launch(min(_ceil(columns, 8), _MAX_BLOCKS))
 
 
 def row_span(rows: int) -> int:

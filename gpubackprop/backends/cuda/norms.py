@@ -165,7 +165,8 @@ class CudaNorm(RowKernels):
         dbias, dweight = sums[0, 0], sums[1, 0]
         if samples > 1:
             dweight, dbias = self.empty((channels,), wide), self.empty((channels,), wide)
-            each, template = geometry.over(channels), ("double" if wide is np.float64 else "float",)
+            each = geometry.over_column_sums(channels)
+            template = ("double" if wide is np.float64 else "float",)
             for total, out in ((sums[0], dbias), (sums[1], dweight)):
                 self.kernels.launch("column_sum", template, each, total, out, samples, channels)
         factors = self.empty((2, samples, groups), wide)
@@ -204,11 +205,12 @@ class CudaNorm(RowKernels):
             return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
         rows, cols, _ = _as_rows(x.shape, axes)
         dy, x, weight, mean, rstd = self._all_packed(dy, x, weight, mean, rstd)
-        dx = self.empty(x.shape, x.dtype)
-        share = geometry.by_rows(rows, cols, x.dtype.itemsize)
-        arrays = (dy, x, weight, mean, rstd, dx)
+        dx, dweight = self.empty(x.shape, x.dtype), self.empty(x.shape[x.ndim - axes :], x.dtype)
+        share, sums = self._row_sums(element, rows, cols, x.dtype.itemsize)
+        arrays = (dy, x, weight, mean, rstd, dx, sums)
         self._launch_rows("layer_norm_backward", (element,), arrays, share, (rows, cols), kept=2)
-        return dx, self._by_columns(element, dy, x, mean, rstd, axes)
+        self._by_columns(element, dy, x, mean, rstd, sums, dweight)
+        return dx, dweight
 
     def rms_norm(
         self, x: Array, weight: Array | None, axes: int, eps: float
@@ -231,26 +233,44 @@ class CudaNorm(RowKernels):
             return super().rms_norm_backward(dy, x, weight, rstd, axes)
         rows, cols, _ = _as_rows(x.shape, axes)
         dy, x, weight, rstd = self._all_packed(dy, x, weight, rstd)
-        dx = self.empty(x.shape, x.dtype)
-        share = geometry.by_rows(rows, cols, x.dtype.itemsize)
-        arrays = (dy, x, weight, rstd, dx)
+        dx, dweight = self.empty(x.shape, x.dtype), self.empty(x.shape[x.ndim - axes :], x.dtype)
+        share, sums = self._row_sums(element, rows, cols, x.dtype.itemsize)
+        arrays = (dy, x, weight, rstd, dx, sums)
         self._launch_rows("rms_norm_backward", (element,), arrays, share, (rows, cols))
-        return dx, self._by_columns(element, dy, x, None, rstd, axes)
+        self._by_columns(element, dy, x, None, rstd, sums, dweight)
+        return dx, dweight
+
+    def _row_sums(
+        self, element: str, rows: int, cols: int, itemsize: int
+    ) -> tuple[geometry.RowShare, Array | None]:
+        """How rows are shared backwards, and where each block leaves its rows' part of the weight's
+        cotangent; None where that takes a pass of its own."""
+        share = geometry.by_rows(rows, cols, itemsize)
+        if not share.sums_columns(itemsize):
+            return share, None
+        share = share.in_blocks_of_many()
+        return share, self.empty((share.launch.grid, cols), _wide(element))
 
     def _by_columns(
-        self, element: str, dy: Array, x: Array, mean: Array | None, rstd: Array, axes: int
-    ) -> Array:
-        """The weight's cotangent: sums over spans of rows, then the sum of those."""
-        rows, cols, _ = _as_rows(x.shape, axes)
-        span = geometry.row_span(rows)
-        part = self.empty((-(-rows // span), cols), _wide(element))
-        shape = geometry.over(part.size)
-        arrays = (dy, x, mean, rstd, part)
-        self.kernels.launch("layer_norm_weight", (element,), shape, *arrays, rows, cols, span)
-        dweight = self.empty(x.shape[x.ndim - axes :], x.dtype)
-        shape = geometry.over(cols)
-        self.kernels.launch("column_sum", (element,), shape, part, dweight, len(part), cols)
-        return dweight
+        self,
+        element: str,
+        dy: Array,
+        x: Array,
+        mean: Array | None,
+        rstd: Array,
+        sums: Array | None,
+        dweight: Array,
+    ) -> None:
+        """The weight's cotangent: the sum of the blocks' parts, or of those of spans of rows."""
+        cols = dweight.size
+        if sums is None:
+            rows = x.size // cols
+            span = geometry.row_span(rows)
+            sums = self.empty((-(-rows // span), cols), _wide(element))
+            shape, arrays = geometry.over(sums.size), (dy, x, mean, rstd, sums)
+            self.kernels.launch("layer_norm_weight", (element,), shape, *arrays, rows, cols, span)
+        shape = geometry.over_column_sums(cols)
+        self.kernels.launch("column_sum", (element,), shape, sums, dweight, len(sums), cols)
 
 
 def _as_rows(shape: Shape, axes: int) -> tuple[int, int, Shape]:

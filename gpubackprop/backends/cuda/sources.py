@@ -76,7 +76,10 @@ _FUNCTIONS = {
         "Silu",
     ),
 }
-_KERNEL = re.compile(r"(?:template <([^{};()]*)>\s*)?__global__ void (\w+)\(([^)]*)\)")
+_KERNEL = re.compile(
+    r"(?:template <([^{};()]*)>\s*)?"
+    r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)"
+)
 
 
 @dataclass(frozen=True)

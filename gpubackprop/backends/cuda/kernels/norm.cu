@@ -47,13 +47,51 @@ __global__ void layer_norm(const T* x, const T* weight, const T* bias, T* y, typ
   }
 }
 
+// The weight's cotangent along with dx, where rows stay in registers: each team adds up the products dy * xhat of its rows for each
+// column in shared memory, in places of each thread's own, and the block leaves the teams' sums in row blockIdx.x of (blocks, cols).
+// Halves of many columns would need more shared memory than a block has without asking.
+template <typename T, int TEAM, int HELD, int PACKED> struct WeightSums {
+  typedef typename Wide<T>::type W;
+  static constexpr int L = PACKED ? 16 / (int)sizeof(T) : 1, OWN = TEAM * HELD * L, TEAMS = 256 / TEAM;
+  static constexpr bool FIT = HELD > 0 && HELD * L <= 32;
+  static constexpr int BLOCKS = HELD * L > 32 ? 1 : 2;  // of a multiprocessor at least: no more registers than those allow
+  W* sums;
+
+  __device__ __forceinline__ void clear() {
+    for (int k = threadIdx.x; k < TEAMS * OWN; k += 256) sums[k] = 0;
+    __syncthreads();
+  }
+  template <typename R> __device__ __forceinline__ void add(R& r, W mean, W root) {
+    W* own = sums + threadIdx.x / TEAM * OWN + threadIdx.x % TEAM;  // neighbours in neighbouring banks
+    r.packs([&](int k, i64) {
+#pragma unroll
+      for (int l = 0; l < L; ++l)
+        own[(k * L + l) * TEAM] += static_cast<W>(r.kept[0][k].item[l]) * ((static_cast<W>(r.kept[1][k].item[l]) - mean) * root);
+    });
+  }
+  __device__ __forceinline__ void fold(W* out, i64 cols) {
+    __syncthreads();
+    for (i64 j = threadIdx.x; j < cols; j += 256) {
+      int p = (int)j / L, place = (p / TEAM * L + (int)j % L) * TEAM + p % TEAM;
+      W s = sums[place];
+      for (int t = 1; t < TEAMS; ++t) s += sums[t * OWN + place];
+      out[blockIdx.x * cols + j] = s;
+    }
+  }
+};
+
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight and xhat = (x - mean) * rstd
 template <typename T, int TEAM, int HELD, int PACKED>
-__global__ void layer_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* mean,
-                                    const typename Wide<T>::type* rstd, T* dx, typename Wide<T>::type* part, i64 rows, i64 cols,
+__global__ void __launch_bounds__(256, WeightSums<T, TEAM, HELD, PACKED>::BLOCKS) layer_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* mean,
+                                    const typename Wide<T>::type* rstd, T* dx, typename Wide<T>::type* weight_part, typename Wide<T>::type* part, i64 rows, i64 cols,
                                     i64 pieces, int stage) {
   typedef typename Wide<T>::type W;
   W* slopes = part + rows * pieces;
+  typedef WeightSums<T, TEAM, HELD, PACKED> Sums;
+  __shared__ W shared[Sums::FIT ? Sums::TEAMS * Sums::OWN : 1];
+  Sums sums = {shared};
+  if constexpr (Sums::FIT)
+    if (weight_part) sums.clear();
   for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
     const T* const arrays[2] = {dy, x}, * const columns[1] = {weight};
     Rows<T, TEAM, HELD, PACKED, 2> r(arrays, job, cols, pieces);
@@ -83,7 +121,11 @@ __global__ void layer_norm_backward(const T* dy, const T* x, const T* weight, co
       W h = (v[1] - m) * root, g = weight ? v[0] * c[0] : v[0];
       return root * (g - (a + h * b));
     });
+    if constexpr (Sums::FIT)
+      if (weight_part) sums.add(r, m, root);
   }
+  if constexpr (Sums::FIT)
+    if (weight_part) sums.fold(weight_part, cols);
 }
 
 // dweight in two steps, so that its sum over the rows has one order: each thread sums one column over `span` rows, then the sums
@@ -107,12 +149,23 @@ __global__ void layer_norm_weight(const T* dy, const T* x, const typename Wide<T
   }
 }
 
+// out[j] = the sum of part[i, j] over the rows. A block takes 8 columns at a time, 32 threads each.
 template <typename T> __global__ void column_sum(const typename Wide<T>::type* part, T* out, i64 rows, i64 cols) {
   typedef typename Wide<T>::type W;
-  for (i64 j = thread_index(); j < cols; j += thread_count()) {
+  __shared__ W sums[256];
+  int x = threadIdx.x % 8, y = threadIdx.x / 8;
+  for (i64 first = (i64)blockIdx.x * 8; first < cols; first += (i64)gridDim.x * 8) {
+    i64 j = first + x;
     W s = 0;
-    for (i64 i = 0; i < rows; ++i) s += part[i * cols + j];
-    out[j] = static_cast<T>(s);
+    if (j < cols)
+      for (i64 i = y; i < rows; i += 32) s += part[i * cols + j];
+    __syncthreads();  // the sums of the columns before these have been read
+    sums[threadIdx.x] = s;
+    __syncthreads();
+    if (y == 0 && j < cols) {
+      for (int t = 1; t < 32; ++t) s += sums[t * 8 + x];
+      out[j] = static_cast<T>(s);
+    }
   }
 }
 
@@ -143,9 +196,14 @@ __global__ void rms_norm(const T* x, const T* weight, T* y, typename Wide<T>::ty
 
 // dx = rstd * (g - xhat * mean(g * xhat)) with g = dy * weight and xhat = x * rstd
 template <typename T, int TEAM, int HELD, int PACKED>
-__global__ void rms_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* rstd, T* dx,
-                                  typename Wide<T>::type* part, i64 rows, i64 cols, i64 pieces, int stage) {
+__global__ void __launch_bounds__(256, WeightSums<T, TEAM, HELD, PACKED>::BLOCKS) rms_norm_backward(const T* dy, const T* x, const T* weight, const typename Wide<T>::type* rstd, T* dx,
+                                  typename Wide<T>::type* weight_part, typename Wide<T>::type* part, i64 rows, i64 cols, i64 pieces, int stage) {
   typedef typename Wide<T>::type W;
+  typedef WeightSums<T, TEAM, HELD, PACKED> Sums;
+  __shared__ W shared[Sums::FIT ? Sums::TEAMS * Sums::OWN : 1];
+  Sums sums = {shared};
+  if constexpr (Sums::FIT)
+    if (weight_part) sums.clear();
   for (i64 job = first_row<TEAM>(); job < rows * pieces; job += row_step<TEAM>()) {
     const T* const arrays[2] = {dy, x}, * const columns[1] = {weight};
     Rows<T, TEAM, HELD, PACKED, 2> r(arrays, job, cols, pieces);
@@ -164,5 +222,9 @@ __global__ void rms_norm_backward(const T* dy, const T* x, const T* weight, cons
     r.write(dx, cols, columns, [&](const W(&v)[2], const W(&c)[1], i64) {
       return root * ((weight ? v[0] * c[0] : v[0]) - v[1] * root * b);
     });
+    if constexpr (Sums::FIT)
+      if (weight_part) sums.add(r, W(0), root);
   }
+  if constexpr (Sums::FIT)
+    if (weight_part) sums.fold(weight_part, cols);
 }
