@@ -291,9 +291,9 @@ def _chain_in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
 
 def _in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
     """Arguments in whose memory a native kernel may write its first result."""
-    from gpubackprop.backends.cpu.native.lowering import TABLE
+    from gpubackprop.backends.cpu.native.lowering import load
 
-    entry = TABLE.get(call.kernel)
+    entry = load().get(call.kernel)
     if entry is None or not entry.inplace or not call.outs or out is not call.outs[0]:
         return ()
     if out.size < 2:

@@ -4,6 +4,9 @@ step gives.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -193,3 +196,32 @@ def test_a_derivative_that_is_zero_but_for_rounding(fast) -> None:
         found = compiled(x)
     assert replayed(compiled) > 0
     assert abs(found[1].numpy()).max() < 1e-3 < abs(found[0].numpy()).max()
+
+
+FIRST = """
+import numpy as np
+import gpubackprop as gb
+
+def made():
+    x = np.linspace(-1, 1, 4 * 6 * 8, dtype=np.float32).reshape(4, 6, 8)
+    by = np.linspace(1, 2, 32, dtype=np.float32).reshape(4, 1, 8)
+    step = gb.compile(lambda x, by: gb.grad(gb.sum(gb.tanh(gb.exp(x)) * by), [x])[0], fast=True)
+    for _ in range(4):
+        found = step(gb.tensor(x, requires_grad=True), gb.tensor(by)).numpy()
+    y = np.tanh(np.exp(x))
+    np.testing.assert_allclose(found, (1 - y * y) * by * np.exp(x), rtol=1e-4, atol=1e-6)
+    lines = step.explain(calls=True).splitlines()
+    return found.tobytes(), [line for line in lines if "built in" not in line]
+
+first, second = made(), made()
+assert first == second, (first[1], second[1])
+assert any("(0 written in place)" not in line for line in first[1] if "memory:" in line), first[1]
+assert not any("own kernels" in line for line in first[1]), first[1]
+"""
+
+
+def test_the_first_step_of_a_process_is_that_of_every_later_one() -> None:
+    # Otherwise a run that is resumed where something was compiled before has other last bits.
+    pytest.importorskip("numba")
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

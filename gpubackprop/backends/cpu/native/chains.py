@@ -104,8 +104,10 @@ def _apart(chain: Chain, inputs: Sequence[np.ndarray], outs: Sequence[np.ndarray
     for result, out in zip(chain.results, outs, strict=True):
         low, high = bounds(out)
         for kind, x in zip(chain.table.kinds, inputs, strict=True):
+            # Beside an operand that repeats in another way, the same elements are a view.
+            alike = kind == FLAT or (x.shape, x.strides) == (out.shape, out.strides)
             same = (
-                kind == result.how == FLAT and x.ctypes.data == low and x.itemsize == out.itemsize
+                alike and result.how == FLAT and x.ctypes.data == low and x.itemsize == out.itemsize
             )
             first, last = bounds(x)
             if first < high and low < last and not same:

@@ -7,6 +7,7 @@ serve these dtypes, shapes or layouts: the call then runs as the NumPy backend d
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -65,8 +66,10 @@ def lowers(kernel: str, *more: str, inplace: tuple[str, ...] = ()) -> Callable[[
     return register
 
 
+@functools.cache
 def load() -> dict[str, Entry]:
-    """The table, with every file's rows."""
+    """The table, with every file's rows. What reads ``TABLE`` itself sees those of the files that
+    happen to be imported, and would make another step of the first one in a process."""
     for name in MODULES:
         importlib.import_module(f"gpubackprop.backends.cpu.native.{name}")
     return TABLE
