@@ -152,7 +152,7 @@ def test_a_run_ahead_is_the_run_that_waits_bit_for_bit(precision):
     for run in (waiting, ahead):
         run.fit(3)
     assert bits(ahead) == bits(waiting)
-    assert waiting.progress.most == 0 < ahead.progress.most
+    assert waiting.progress.most == 0 and ahead.progress.most <= 4
 
 
 @pytest.mark.gpu
