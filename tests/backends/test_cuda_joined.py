@@ -318,7 +318,19 @@ def test_a_trial_without_memory_is_no_error(cuda, monkeypatch):
 
     monkeypatch.setattr(cuda, "lacks_memory", lambda error: isinstance(error, MemoryError))
     monkeypatch.setattr(cuda, "full", full)
-    assert asked(cuda) == set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert asked(cuda) == set()
+
+
+def test_a_trial_that_fails_says_so_and_ends_nothing(cuda, monkeypatch):
+    def full(*_):
+        raise TypeError("no such kernel")
+
+    monkeypatch.setattr(cuda, "full", full)
+    words = "linear_activation on cuda:0 could not be tried.*TypeError: no such kernel"
+    with pytest.warns(RuntimeWarning, match=words):
+        assert asked(cuda) == set()
 
 
 @pytest.mark.parametrize("lead", [(2, 3), (2, 2, 3)])

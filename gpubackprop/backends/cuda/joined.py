@@ -25,6 +25,7 @@ gives; compiled steps ask by ``joins`` before they use it.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ import numpy as np
 from gpubackprop.backends.cuda.products import CudaProducts
 from gpubackprop.backends.joined import JoinedKernels, mask_shape
 from gpubackprop.backends.offers import offered
-from gpubackprop.backends.primitives import Array
+from gpubackprop.backends.primitives import Array, DType, Shape
 
 NEAR = {"float32": 2.0**-18, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 """How far a kernel may be from its definition, for numbers about 1. In TF32 all that is tried is
@@ -167,17 +168,23 @@ class JoinedProducts(CudaProducts):
                 # Nobody knows the order of the bits: they are read by a derivative.
                 pairs[1] = self._trial_mask(*found)
             return all(self._trial_alike(a, b) for a, b in pairs if b is not None)
-        except Exception as error:
-            if self.lacks_memory(error):
-                return False
-            raise
+        except Exception as error:  # what is only faster must not end a training
+            if not self.lacks_memory(error):
+                words = " ".join(str(error).split())
+                warnings.warn(
+                    f"{kernel} on {self.device} could not be tried, and its parts are called by "
+                    f"themselves: {type(error).__name__}: {words}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return False
 
     def _trial_mask(self, y: Array, mask: Array) -> tuple[Array | None, Array]:
         """A cotangent of ones through a relu by its mask, and by its result."""
-        x1 = self.full((*y.shape[:-1], 16), 0.25, y.dtype)
-        x2 = self.full((16, y.shape[-1]), 0.25, y.dtype)
+        x1 = self._trial_filled((*y.shape[:-1], 16), 0.25, y.dtype)
+        x2 = self._trial_filled((16, y.shape[-1]), 0.25, y.dtype)
         found = self._matmul_activation_backward(x1, x2, y, mask, "relu", False)
-        expected = self.relu_backward(self.ones(y.shape, y.dtype), y)
+        expected = self.relu_backward(self._trial_filled(y.shape, 1.0, y.dtype), y)
         return None if found is None else found[0], expected
 
     def _trial_alike(self, found: Array | None, expected: Array) -> bool:
@@ -193,10 +200,14 @@ class JoinedProducts(CudaProducts):
         good = self.logical_or(self.less_equal(apart, allowed), same)
         return bool(self.to_numpy(self.all(good)))
 
+    def _trial_filled(self, shape: Shape, value: float, dtype: DType) -> Array:
+        """An array of one value. CuPy has few kernels for bfloat16: it is made of float32."""
+        return self.astype(self.full(shape, value, np.float32), dtype)
+
     def _trial_full(self, x: Any, value: float) -> Array:
         """A new array of one value, whose axes lie in memory in the order of those of `x`."""
         order = _order(x)
-        made = self.full(tuple(x.shape[i] for i in order), value, x.dtype)
+        made = self._trial_filled(tuple(x.shape[i] for i in order), value, x.dtype)
         return self.transpose(made, tuple(int(i) for i in np.argsort(order)))
 
     def _trial_column(self, x: Any, values: bool = True) -> Array:
@@ -229,7 +240,7 @@ def _try_backwards(
 ) -> tuple[Any, ...]:
     """A product of ones, and what an activation has kept of :data:`_VALUES`."""
     n = value.shape[-1]
-    x = K.ones((*value.shape[:-1], 16), value.dtype)
+    x = K._trial_filled((*value.shape[:-1], 16), 1.0, value.dtype)
     weight = K._trial_column(K.empty((n, 16), value.dtype))
     forth = (x, weight, None, activation, True)
     y, found = K._linear_activation(*forth) or JoinedKernels.linear_activation(K, *forth)
