@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in order of importance and in under nine minutes: the GPU tests, the comparison of devices,
-# kernels, training steps beside PyTorch and JAX, the benchmark of the recipes.
+# Everything that wants a GPU, in order of importance and in under nine minutes: whether each part works at all, the GPU tests,
+# the comparison of devices, kernels, training steps beside PyTorch and JAX, memory, the benchmark of the recipes.
 #
-#   bash benchmarks/gpu_all.sh OUTDIR [--wheels DIR] [--data DIR] [--python PYTHON] [--budget SECONDS] [--scale FACTOR]
+#   bash benchmarks/gpu_all.sh OUTDIR [--wheels DIR | --no-wheels] [--data DIR] [--python PYTHON] [--budget SECONDS] [--scale FACTOR]
 #
-# OUTDIR gets a log for each part, the results (JSON, JUnit XML, a chart), summary.txt (part, outcome, seconds, last words)
-# and environment.txt (GPU, versions, what is missing). A part that fails or takes too long ends nothing but itself.
+# OUTDIR gets a log for each part, the results (JSON, JUnit XML, a chart), summary.txt and parts.tsv (part, outcome, seconds,
+# last words) and environment.txt and .json (date, commit, GPU, versions, what is missing). A part that fails or takes too long
+# ends nothing but itself. `python -m benchmarks.ledger OUTDIR` writes the rows of benchmarks/results/GPU-STATUS.md from it.
 #
 # Nothing is installed and no network is needed. The package runs from this checkout on NumPy and CuPy alone; further:
 #   ml_dtypes          bfloat16 (mixed precision; without it those parts say so)
 #   safetensors, tqdm  checkpoints and the progress bar (some tests)
 #   pytest, hypothesis the tests; pytest-timeout is used where it is there
 #   torch, jax         the other libraries (absent ones are named)
-# What the machine lacks of it comes as wheels: --wheels DIR unpacks each *.whl of that folder into OUTDIR/site (a plain zip,
-# so no pip is needed) and puts that behind the machine's own packages. On a machine with a network, for the other's Python:
-#   pip download --only-binary :all: --python-version 3.12 --platform manylinux_2_28_x86_64 --dest wheels \
-#       ml_dtypes safetensors tqdm pytest hypothesis pytest-timeout
+# What the machine lacks of it comes as wheels, which `bash benchmarks/gpu_wheels.sh` fetches on a machine with a network into
+# the folder wheels/ (git ignores it: carry it along). --wheels DIR (default: that folder, where it is there) unpacks each
+# *.whl into OUTDIR/site (a plain zip, so no pip is needed) and puts that behind the machine's own packages.
 #
 # --data    the folder that holds mnist/ and tinyshakespeare/ (default: GPUBACKPROP_DATA, else ../shared/data)
 # --budget  seconds for all of it (default 525); --scale multiplies every part's own limit (for a trial)
@@ -26,10 +26,11 @@ usage() {
     exit 2
 }
 
-out= wheels= data=${GPUBACKPROP_DATA:-} python=python3 budget=525 scale=1
+out= wheels= carried=yes data=${GPUBACKPROP_DATA:-} python=python3 budget=525 scale=1
 while [ $# -gt 0 ]; do
     case $1 in
         --wheels) wheels=${2:?} && shift ;;
+        --no-wheels) carried=no ;;
         --data) data=${2:?} && shift ;;
         --python) python=${2:?} && shift ;;
         --budget) budget=${2:?} && shift ;;
@@ -45,6 +46,7 @@ absolute() { (cd "$1" 2>/dev/null && pwd) || { echo "gpu_all.sh: there is no fol
 mkdir -p "$out" || exit 2
 out=$(absolute "$out") || exit 2
 root=$(absolute "$(dirname "$0")/..") || exit 2
+[ -n "$wheels" ] || [ $carried = no ] || ! ls "$root"/wheels/*.whl >/dev/null 2>&1 || wheels=$root/wheels
 [ -z "$wheels" ] || wheels=$(absolute "$wheels") || exit 2
 data=${data:-$root/../shared/data}
 [ ! -d "$data" ] || data=$(absolute "$data")
@@ -85,10 +87,12 @@ in_order() { printf '%s\n' "$@" >>"$out/.parts"; }
 
 summary() {
     local name line words
+    : >"$out/parts.tsv"
     printf '%-26s %-14s %8s  %s\n' part outcome seconds "last words"
     while read -r name; do
         [ -f "$out/.$name" ] && line=$(cat "$out/.$name") || line="$name	ended early	-"
         words=$(grep -av '^[[:space:]]*$' "$out/$name.log" 2>/dev/null | tail -n 1 | tr -d '\r' | cut -c 1-150)
+        printf '%s\t%s\n' "$line" "$words" >>"$out/parts.tsv"
         printf '%s\t%s\n' "$line" "$words" | awk -F '\t' '{ printf "%-26s %-14s %8s  %s\n", $1, $2, $3, $4 }'
     done <"$out/.parts"
     echo "in all: $SECONDS s of $budget"
@@ -106,23 +110,6 @@ unpack() {
     done
 }
 
-environment() {
-    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv 2>&1 || echo "nvidia-smi is not there"
-    git -C "$root" rev-parse HEAD 2>/dev/null || echo "no git: the commit is not known"
-    "$python" - <<'PYTHON'
-import importlib, platform
-print("Python", platform.python_version(), platform.platform())
-for name in ("numpy", "cupy", "ml_dtypes", "torch", "triton", "jax", "safetensors", "tqdm", "pytest", "hypothesis",
-             "pytest_timeout", "matplotlib", "cudnn", "cuda.pathfinder"):
-    try:
-        module = importlib.import_module(name)
-        print(f"{name:<16} {getattr(module, '__version__', 'there')}")
-    except Exception as error:
-        print(f"{name:<16} missing ({type(error).__name__}: {error})")
-PYTHON
-    "$python" -m gpubackprop devices --device cuda
-}
-
 # The machine's own packages come first: what is unpacked must not stand in for a library that was built for its GPU.
 if [ -n "$wheels" ]; then
     in_order wheels
@@ -134,17 +121,22 @@ if [ -n "$wheels" ]; then
 fi
 
 in_order environment
-part environment 40 bash -c "$(declare -f environment); root='$root' python='$python'; environment"
+part environment 40 "$python" -m benchmarks.gpu.surroundings "$out/environment.json"
 cp "$out/environment.log" "$out/environment.txt"
 
+# 0. Does each part work at all? One line for each, so that what fails first shows in the first minute.
+in_order smoke
+part smoke 60 "$python" -m benchmarks.gpu.smoke
+cat "$out/smoke.log"
+
 # 1. The GPU tests, in three processes. Files that have GPU tests say so, or take their places from one that does.
-tests="$python -m pytest -m gpu --require gpu -q --tb=short -p no:cacheprovider"
+tests="$python -m benchmarks.gpu.suite -m gpu --require gpu -q --tb=short -p no:cacheprovider"
 if "$python" -c 'import pytest_timeout' 2>/dev/null; then
     tests="$tests --timeout=60"
 else # an option that nobody knows would be an error
     tests="$tests -o addopts= -ra --strict-markers --import-mode=importlib"
 fi
-others=$(grep -rlE 'mark\.gpu|test_cuda_training import PLACES' tests --include='test_*.py' | sort |
+others=$(grep -rlE 'mark\.gpu|tests\.(places|backends\.test_cuda_training) import PLACES' tests --include='test_*.py' | sort |
     grep -v -e tests/ops/test_operations.py -e tests/backends/test_composites.py)
 in_order tests tests-operations tests-composites
 # shellcheck disable=SC2086
@@ -169,23 +161,32 @@ compare mnist-nielsen --data-dir "$data/mnist" &
 compare mnist-cnn --data-dir "$data/mnist" &
 wait
 
-# 3. Kernels at 1 GiB, and 4. training steps, beside the other libraries. The search for the fastest kernels that
-# max-autotune makes takes minutes, so it comes by itself, and last.
-in_order kernels steps steps-max-autotune
-part kernels 60 "$python" -m benchmarks.gpu --only kernels --contenders torch,jax,gb-compiled --rounds 5 --patience 40 \
-    --json "$out/kernels.json"
-part steps 180 "$python" -m benchmarks.gpu --only W2,G1,W3-tf32,G2,W5,W1,W4,W3 --rounds 5 --seconds 0.3 --patience 60 \
-    --contenders torch,torch-compile,jax,gb-eager,gb-compiled --json "$out/steps.json"
-part steps-max-autotune 90 "$python" -m benchmarks.gpu --only W2,W5,G1,W1 --rounds 5 --seconds 0.3 --patience 80 \
-    --contenders torch,torch-max-autotune,gb-compiled --json "$out/steps-max-autotune.json"
+# 3. Training steps beside the other libraries, 4. kernels at 1 GiB, 5. the most memory that each recipe needs. Each contender
+# has a limit of its own, and each of these programs knows what is left to it: one that is slow to compile costs itself alone.
+# The search for the fastest kernels that max-autotune makes takes minutes, so it comes by itself, and last.
+# less SECONDS: that share of a part's limit which its program may plan with; the rest is for starting and writing.
+less() { awk -v a="$1" -v s="$scale" -v b="$(left)" 'BEGIN { n = a * s; if (n > b) n = b; printf "%.1f", n * 0.93 }'; }
+in_order steps kernels memory steps-max-autotune
+part steps 150 "$python" -m benchmarks.gpu --only W2,G1,W3-tf32,G2,W5,W1,W4,W3 --rounds 5 --seconds 0.2 --patience 45 \
+    --contenders torch,torch-compile,jax,gb-eager,gb-compiled --limit "$(less 150)" --json "$out/steps.json"
+part kernels 45 "$python" -m benchmarks.gpu --only kernels --contenders torch,jax,gb-compiled --rounds 5 --patience 30 \
+    --limit "$(less 45)" --json "$out/kernels.json"
+part memory 45 "$python" -m benchmarks.gpu --only memory --contenders torch,gb-eager,gb-compiled --patience 30 \
+    --json "$out/memory.json"
+part steps-max-autotune 75 "$python" -m benchmarks.gpu --only W2,G1,W5,W1 --rounds 5 --seconds 0.2 --patience 60 \
+    --contenders torch,torch-max-autotune,gb-compiled --limit "$(less 75)" --json "$out/steps-max-autotune.json"
 
-# 5. All recipes and kernels as `gpubackprop bench` has them, what repeatable bits cost, and the CPU beside the GPU.
+# 6. All recipes and kernels as `gpubackprop bench` has them, what repeatable bits cost, and the CPU beside the GPU.
 in_order bench determinism bench-devices
-part bench 45 "$python" -m gpubackprop bench --devices cuda --vs torch,jax --rounds 3 --json "$out/bench.json" \
-    --chart "$out/bench.png"
+chart=
+"$python" -c 'import matplotlib' 2>/dev/null && chart="--chart $out/bench.png"
+# shellcheck disable=SC2086
+part bench 45 "$python" -m gpubackprop bench --devices cuda --vs torch,jax --rounds 3 --json "$out/bench.json" $chart
 part determinism 30 "$python" -m gpubackprop bench --devices cuda --only determinism --rounds 3 --json "$out/determinism.json"
 part bench-devices 60 bash -c "'$python' -m gpubackprop devices --device cuda &&
     '$python' -m gpubackprop bench --devices cpu,cuda --only recipes --rounds 2 --json '$out/bench-devices.json'"
 
-summary
+trap - EXIT
+summary >"$out/summary.txt"
+cat "$out/summary.txt"
 exit 0

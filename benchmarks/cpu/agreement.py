@@ -192,10 +192,10 @@ def run(
 def said(
     arguments: list[str],
     word: str,
-    environment: dict[str, str],
+    environment: dict[str, str] | None,
     patience: float,
     running: list[subprocess.Popen[str]],
-) -> tuple[list[dict[str, Any]], str]:
+) -> tuple[list[Any], str]:
     """What a process of this benchmark says in lines that begin with `word`, or why it ended; it is
     in `running` meanwhile."""
     with tempfile.TemporaryFile("w+") as errors:

@@ -99,6 +99,11 @@ def initial(made: Made) -> list[np.ndarray]:
     return [p.numpy().copy() for p in model.parameters()]
 
 
+def first(made: Made, samples: int) -> Made:
+    """The same with that many samples of each batch."""
+    return replace(made, batches=[(x[:samples], t[:samples]) for x, t in made.batches])
+
+
 def comparable(made: Made, dtype: str | None = None) -> Made:
     """The same without dropout, whose random numbers differ from library to library; `dtype` is the
     precision, where it is to be another."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -329,11 +328,6 @@ def test_jax_has_every_kernel(name):
     assert peer.clock.seconds(peer.work(name, TINY), 2) > 0
 
 
-def fewer(made, samples=4):
-    batches = [(x[:samples], t[:samples]) for x, t in made.batches]
-    return replace(made, batches=batches)
-
-
 DEEP = ("cifar-resnet", "pictures")
 """XLA takes a while to compile these."""
 
@@ -368,7 +362,7 @@ def test_twins_have_the_recipes_gradients_and_updates(name, library):
     pytest.importorskip(library, reason=f"{library} is not installed; make peers installs it")
     from gpubackprop.bench.peers import load
 
-    wanted = agreement.reference(fewer(networks.make(name)))
+    wanted = agreement.reference(networks.first(networks.make(name), 4))
     twin = load(library, "cpu").twin(wanted.made, wanted.weights)
     assert agreement.check(wanted, twin.gradients) < 1e-3
     mine = costs_of(wanted.made, 3)  # the second tells the first update, the third its means

@@ -20,7 +20,7 @@ ROWS = [
 ]
 # The marker itself, or the devices of another file whose last has it.
 WANTS_A_GPU = re.compile(
-    r"pytest\.mark\.gpu\b|from tests\.backends\.test_cuda_training import PLACES"
+    r"pytest\.mark\.gpu\b|from tests\.(places|backends\.test_cuda_training) import PLACES"
 )
 
 
@@ -75,6 +75,8 @@ def test_commands_exist(row):
     (command,) = re.findall(r"^`([^`]+)`", row[1])
     if command.startswith("gpubackprop "):
         check(command.split())
+    elif command == "python -m benchmarks.gpu.smoke":
+        assert (PROJECT / "benchmarks" / "gpu" / "smoke.py").is_file()
     elif command.startswith("python -m benchmarks.gpu"):
         from benchmarks.gpu.__main__ import parse
 
