@@ -58,8 +58,20 @@ def test_threads_that_wait_in_vain_are_reported(tiny):
 
 
 @needs_compiler
+@pytest.mark.parametrize("move", ["load_pack(p, x + k, true, 4)", "store_pack(x + k, p, true, 4)"])
+def test_a_pack_off_its_boundary_is_reported(tiny, move):
+    text = f"__global__ void race(float* x, i64 k) {{\n  Pack<float> p = {{}};\n  {move};\n}}\n"
+    kernel = tiny(text, "float*", "i64")
+    x = np.zeros(16, np.float32)
+    start = -x.ctypes.data % 16 // 4
+    kernel(1, 32, (x, np.int64(start)))
+    with pytest.raises(RuntimeError, match="misaligned address"):
+        kernel(1, 32, (x, np.int64(start + 1)))
+
+
+@needs_compiler
 def test_wrong_arguments_are_refused():
-    kernel = shim.library("softmax", "float")["softmax<float, 32>"]
+    kernel = shim.library("norm", "float")["column_sum<float>"]
     x, n = np.zeros((4, 4), np.float32), np.int64(4)
     for wrong, said in (
         ((x.astype(np.float64), x, n, n), "float64"),

@@ -5,6 +5,8 @@
 // others as it can, and the order can be reversed: a kernel that lacks a __syncthreads() gives another result in one of the two
 // orders. A block whose threads wait for each other in vain is reported instead of hanging.
 //
+// A pack of elements that is moved at once from where a GPU would refuse it is reported too.
+//
 // What it does not show: timing, memory coalescing, the GPU's own exp and log, denormals flushed to zero.
 #define GPUBACKPROP_SHIM 1
 
@@ -23,6 +25,9 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+// Off its boundary it is left where it is, lest the CPU stop; the launch then fails as a GPU's would.
+#define MOVED_AT_ONCE(x, bytes) \
+  if (!shim::at_boundary(x, bytes)) return
 #define __shared__ static  // one block at a time: a static variable is the block's own
 
 struct dim3_ {
@@ -56,6 +61,12 @@ static unsigned current;
 static void (*body)(void*);
 static void* body_data;
 static unsigned char exchange[1024][8];
+static bool misplaced;  // whether a pack was moved at once that is not at a boundary of its size
+
+inline bool at_boundary(const void* place, size_t bytes) {
+  misplaced = misplaced || (size_t)place % bytes;
+  return !misplaced;
+}
 
 inline void run_fiber() {
   body(body_data);
@@ -137,11 +148,12 @@ template <typename F> int launch(unsigned grid, unsigned block, bool reversed, F
   body_data = &kernel;
   blockDim = {block, 1, 1};
   gridDim = {grid, 1, 1};
+  misplaced = false;
   for (unsigned b = 0; b < grid; ++b) {
     blockIdx = {b, 0, 0};
     if (run_block(block, reversed)) return 1;
   }
-  return 0;
+  return misplaced ? 2 : 0;
 }
 
 }  // namespace shim

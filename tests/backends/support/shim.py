@@ -78,7 +78,8 @@ class Kernel:
         TypeError
             If an array is not of the type that the kernel reads, or a scalar not of its width.
         RuntimeError
-            If the threads of a block wait for each other for ever.
+            If the threads of a block wait for each other for ever, or several elements were moved
+            at once across a boundary.
         """
         cells = []
         for argument, value in zip(self.signature.arguments, arguments, strict=True):
@@ -104,8 +105,10 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(cells))(*(c.ctypes.data for c in cells))
         if grid < 1 or block % 32 or not 32 <= block <= 1024:
             raise RuntimeError(f"{self.expression}: cannot launch {grid} blocks of {block} threads")
-        if self._function(pointers, grid, block, int(reverse)):
-            raise RuntimeError(f"{self.expression}: the threads wait for each other for ever")
+        wrong = self._function(pointers, grid, block, int(reverse))
+        if wrong:
+            why = "the threads wait for each other for ever" if wrong == 1 else "misaligned address"
+            raise RuntimeError(f"{self.expression}: {why}")
 
 
 @functools.cache

@@ -34,8 +34,12 @@ template <typename T, int L = 16 / sizeof(T)> struct alignas(L * sizeof(T)) Pack
   static constexpr int lanes = L;
   T item[L];
 };
+#ifndef GPUBACKPROP_SHIM
+#define MOVED_AT_ONCE(x, bytes)  // what runs the kernels on a CPU looks whether x is at a boundary: a GPU stops where it is not
+#endif
 template <typename T, int L> __device__ __forceinline__ void load_pack(Pack<T, L>& pack, const T* x, bool whole, int count) {
   if (whole) {
+    MOVED_AT_ONCE(x, sizeof(pack));
     pack = *reinterpret_cast<const Pack<T, L>*>(x);
     return;
   }
@@ -44,6 +48,7 @@ template <typename T, int L> __device__ __forceinline__ void load_pack(Pack<T, L
 }
 template <typename T, int L> __device__ __forceinline__ void store_pack(T* x, const Pack<T, L>& pack, bool whole, int count) {
   if (whole) {
+    MOVED_AT_ONCE(x, sizeof(pack));
     *reinterpret_cast<Pack<T, L>*>(x) = pack;
     return;
   }
