@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,30 @@ def test_no_two_parts_of_a_backend_share_a_private_name(cls):
 def test_a_kernel_that_is_not_there_says_so():
     with pytest.raises(GradientError, match="sinc has no derivative rule"):
         TapeKernels().sinc  # noqa: B018
+
+
+def clashes(cls: type) -> list[str]:
+    """Private names that two parts of a class give to different things, neither knowing of the
+    other."""
+    owners: dict[str, list[type]] = {}
+    for part in cls.__mro__:
+        for name in vars(part):
+            if name.startswith("_") and not name.startswith("__"):
+                owners.setdefault(name, []).append(part)
+    return [
+        f"{name} of {a.__name__} and {b.__name__}"
+        for name, parts in owners.items()
+        for a, b in itertools.pairwise(parts)
+        if not issubclass(a, b)
+    ]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_parts_of_a_backend_do_not_take_each_others_helpers(cls):
+    assert not clashes(cls)
+
+
+def test_a_helper_that_two_parts_have_is_found():
+    one, two = (type(name, (), {"_helper": lambda self: 1}) for name in ("One", "Two"))
+    assert clashes(type("Both", (one, two), {})) == ["_helper of One and Two"]
+    assert not clashes(type("Further", (one,), {"_helper": lambda self: 2}))

@@ -226,6 +226,22 @@ def test_products_are_captured_into_a_graph(cuda, dtype):
     assert not cuda._refusals
 
 
+def test_a_product_of_cupys_is_named_where_a_graph_cannot_hold_it(cuda, monkeypatch):
+    """CuPy refuses before it asks cuBLAS for anything, and the next capture is not disturbed."""
+    x = cuda.asarray(random((64, 96)))
+    calls = [("matmul", lambda: cuda.matmul(x, x.T))]
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "_library", None)
+        patch.setattr(cuda, "_library_problem", "left out")
+        calls[0][1]()
+        found = cuda.capture(calls)
+    assert isinstance(found, str)
+    for words in ("kernel call 0 (matmul)", "float32 (64, 96) and float32 (96, 64)", "left out"):
+        assert words in found
+    calls[0][1]()
+    assert not isinstance(cuda.capture(calls), str)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_add_up_in_their_products(dtype):
     expected, _ = steps.train("cuda", False, dtype)
