@@ -289,10 +289,10 @@ class _Reader:
     def fault(self, cell: str) -> str:
         """Return why a cell is no finite number, or an empty string."""
         if not cell.strip():
-            return "the cell is empty"
+            return "the cell is empty; fill it in, or leave the row out"
         shown = repr(cell if len(cell) <= 40 else cell[:37] + "...")
         if not _is_number(cell):
-            return f"{shown} is not a number"
+            return f"{shown} is not a number; write words as numbers, or leave the column out"
         with np.errstate(over="ignore"):
             if not np.isfinite(np.array(cell, dtype=np.float64).astype(self.dtype)):
                 return f"{shown} is not a finite {self.dtype.name} number"

@@ -133,6 +133,11 @@ def save_safetensors(
     """
     from safetensors.numpy import save
 
+    if not isinstance(model, (Module, Mapping)):
+        raise ConfigError(
+            "save_safetensors: model must be a Module or its state_dict(), not "
+            f"{type(model).__name__}; the file comes second"
+        )
     state = model.state_dict() if isinstance(model, Module) else model
     texts = {"format": "pt"} | dict(metadata or {})
     for key, text in texts.items():

@@ -61,7 +61,10 @@ class Optimizer:
         self._bounds: list[list[tuple[int, int]]] = []  # of each group in each section
         groups = self._as_groups(params)
         if not groups:
-            raise ConfigError(f"{self._name}: there are no parameters to update")
+            raise ConfigError(
+                f"{self._name}: there are no parameters to update (layers in a plain list or "
+                "dictionary are not found: use nn.ModuleList or nn.ModuleDict)"
+            )
         for group in groups:
             self.param_groups.append(self._checked(group))
         self._lay_out()

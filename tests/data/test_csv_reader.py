@@ -135,8 +135,11 @@ def test_encodings(table: Any, data_error: Any) -> None:
     [
         ("1,2,a\n3,b\n", "line 2 has 2 column(s), but line 1 has 3"),
         ("1,2,a\n\n3,4,5,b\n", "line 3 has 4 column(s), but line 1 has 3"),
-        ("1,2,a\n3,x,b\n", "line 2, column 2 ('column 2'): 'x' is not a number"),
-        ("p,q,k\n1,2,a\n3,,b\n", "line 3, column 2 ('q'): the cell is empty"),
+        (
+            "1,2,a\n3,x,b\n",
+            "line 2, column 2 ('column 2'): 'x' is not a number; write words",
+        ),
+        ("p,q,k\n1,2,a\n3,,b\n", "line 3, column 2 ('q'): the cell is empty; fill"),
         ("p,q,k\n1,2,a\n3,4,\n", "line 3, target column 3 ('k'): the cell is empty"),
         ("1,2,a\n3,nan,b\n", "'nan' is not a finite float32 number"),
         ("1,2,a\n3,1e39,b\n", "'1e39' is not a finite float32 number"),

@@ -409,6 +409,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ConfigError, match="model is a dict"):
         interop.load_safetensors({}, tmp_path)
+    with pytest.raises(ConfigError, match="model must be a Module .*, not str; the file comes sec"):
+        interop.save_safetensors("m.safetensors", network().state_dict())
     with pytest.raises(ConfigError, match="metadata are texts"):
         interop.save_safetensors(network(), tmp_path / "m", {"step": 3})
 

@@ -308,7 +308,7 @@ def test_it_trains_a_network():
         (lambda p: optim.Adam(p, betas=0.9), ConfigError, "betas"),
         (lambda p: optim.RMSprop(p, eps=-1e-8), ConfigError, "RMSprop: eps"),
         (lambda p: optim.Adagrad(p, lr_decay=-1.0), ConfigError, "lr_decay"),
-        (lambda p: optim.SGD([]), ConfigError, "no parameters"),
+        (lambda p: optim.SGD([]), ConfigError, "no parameters .* use nn.ModuleList"),
         (lambda p: optim.SGD(nn.Linear(1, 1)), ConfigError, r"model.parameters\(\)"),
         (lambda p: optim.SGD(p[0]), ConfigError, "a list of tensors"),
         (lambda p: optim.SGD([np.ones(3)]), DTypeError, "ndarray, not a tensor"),
