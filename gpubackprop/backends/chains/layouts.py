@@ -11,6 +11,7 @@ several axes, and an operand is found by its strides over them: ``view`` (its ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,9 +70,7 @@ def table(out: Any, operands: Sequence[Any]) -> Table | None:
     if order is None:
         return None
     shape = [out.shape[i] for i in order]
-    size = 1
-    for n in shape:
-        size *= n
+    size = math.prod(shape)
     if not size:
         return None
     kinds: list[str] = []
@@ -108,9 +107,7 @@ def _general(out: Any, operands: Sequence[Any], order: list[int]) -> Table:
         else:
             axes.append((n, steps))
     *outer, (columns, inner) = axes
-    rows = 1
-    for n, _ in outer:
-        rows *= n
+    lengths = tuple(n for n, _ in outer)
     kinds: list[str] = []
     strides: list[tuple[int, ...]] = []
     for j, x in enumerate(operands):
@@ -121,14 +118,13 @@ def _general(out: Any, operands: Sequence[Any], order: list[int]) -> Table:
             continue
         kinds.append(VIEW if inner[j] == x.dtype.itemsize else SPREAD if inner[j] else EACH)
         strides.append((*steps, inner[j]))
-    return Table(rows, columns, tuple(kinds), tuple(n for n, _ in outer), tuple(strides))
+    return Table(math.prod(lengths), columns, tuple(kinds), lengths, tuple(strides))
 
 
 def _kind(x: Any, out: Any, order: list[int], shape: list[int]) -> tuple[str | None, int | None]:
-    count = 1
-    for n, s in zip(x.shape, x.strides, strict=True):
-        count *= n if s else 1
-    if count == 1:
+    """The kind of an operand that needs no strides (None where it does), and the columns that this
+    takes."""
+    if math.prod(n for n, s in zip(x.shape, x.strides, strict=True) if s) == 1:
         return SCALAR, None
     step = x.dtype.itemsize
     strides = _strides(x, out, order)
@@ -145,10 +141,8 @@ def _kind(x: Any, out: Any, order: list[int], shape: list[int]) -> tuple[str | N
     if dense(dims):
         return FLAT, None
     for k in range(1, len(dims)):
-        width = 1
-        for n, _ in dims[k:]:
-            width *= n
         first, rest = dims[:k], dims[k:]
+        width = math.prod(n for n, _ in rest)
         if all(s == 0 for _, s in first) and dense(rest):
             return COLUMNS, width
         if all(s == 0 for _, s in rest) and dense(first):
