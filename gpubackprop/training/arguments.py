@@ -66,14 +66,16 @@ def check(
 
 
 def look_at(batch: Batch, optimizer: Optimizer) -> None:
-    """Say so where the inputs' dtype makes the whole network compute in a wider one."""
+    """Say so where the data's dtype makes the whole network compute in a wider one: that of the
+    inputs from the first layer on, that of the target in the backward pass."""
     widest = max((p.dtype for p in optimizer.arena.parameters), key=lambda d: d.itemsize)
-    for number, x in enumerate(batch[:-1]):
+    for number, x in enumerate(batch):
+        what = f"input {number}" if number < len(batch) - 1 else "the target"
         if x.dtype == np.float64 and widest.itemsize < 8:
             warnings.warn(
-                f"Trainer: input {number} of the batches is float64 and the parameters are "
-                f"{widest}, so everything is computed in float64, which takes several times as "
-                f"long; convert the data: x.astype(np.{widest})",
+                f"Trainer: {what} of the batches is float64 and the parameters are {widest}, so "
+                "what is computed with it is float64 too, which takes several times as long; "
+                f"convert the data: x.astype(np.{widest})",
                 RuntimeWarning,
                 stacklevel=4,
             )

@@ -232,3 +232,17 @@ Y = gb.tensor(np.ones((5, 2, 8), np.float32))
 def test_errors_name_the_argument(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_mask_of_numpys_default_dtype_does_not_widen_the_network():
+    q = draw(2, 2, 5, 8).astype("float32")
+    mask = np.triu(np.full((5, 5), -np.inf), 1)
+    y = F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+    assert y.dtype == np.float32
+    causal = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    np.testing.assert_allclose(y.numpy(), causal.numpy(), rtol=1e-5, atol=1e-6)
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = draw(2, 5, 8).astype("float32")
+    assert layer(x, x, x, attn_mask=mask, need_weights=False)[0].dtype == np.float32
+    wide = draw(2, 2, 5, 8)
+    assert F.scaled_dot_product_attention(wide, wide, wide, attn_mask=mask).dtype == np.float64

@@ -275,6 +275,10 @@ def test_float64_inputs_of_a_float32_network_are_said_once():
     with pytest.warns(RuntimeWarning, match=r"float64 .* parameters are float32.*astype") as found:
         made.fit(2)
     assert len(found) == 1
+    data = ArrayDataset(np.zeros((4, 1), np.float32), np.zeros((4, 1)))
+    made = Trainer(model, F.mse_loss, optimizer, loader=DataLoader(data, 2))
+    with pytest.warns(RuntimeWarning, match="the target of the batches is float64"):
+        made.fit(1)
     wide = nn.Linear(1, 1, dtype=np.float64)
     optimizer = optim.SGD(wide.parameters())
     made = Trainer(wide, F.mse_loss, optimizer, loader=DataLoader(data, 2))

@@ -110,6 +110,9 @@ def _as_mask(name: str, argument: str, mask: Any, like: Tensor) -> Tensor:
             f"{name}: {argument} must be booleans or floats, not {mask.dtype}; compare with 0 to "
             "make booleans of it"
         )
+    if mask.dtype == np.float64 != like.dtype and like.dtype.kind in "fV":
+        # NumPy's default of numbers to add is not meant to widen the whole network.
+        mask = mask.astype(like.dtype)
     return mask
 
 
