@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from gpubackprop.backends import Backend
 from gpubackprop.backends.cpu.native.abi import Kernel, slot
 from gpubackprop.backends.cpu.native.engine import Instruction, Program
 from gpubackprop.backends.cpu.native.lowering import Site, load
 from gpubackprop.backends.cpu.threads import threads
 from gpubackprop.backends.live import LiveFloat
+from gpubackprop.backends.primitives import Primitives
+from gpubackprop.compile.plan import chain_in_place
 from gpubackprop.compile.trace import Call, Ref
 
 if TYPE_CHECKING:
@@ -142,6 +146,33 @@ def assemble(replay: Replay) -> list[Callable[[], None]]:
     flush()
     replay.report.compiled = Kernel.compiled - before
     return replay.steps
+
+
+def in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
+    """Arguments in whose memory a native kernel may write its first result."""
+    entry = load().get(call.kernel)
+    if entry is None or not entry.inplace or not call.outs or out is not call.outs[0]:
+        return ()
+    if out.size < 2:
+        return ()
+    if call.kernel == "chain":
+        return chain_in_place(call, out)
+    names = _argument_names(call.kernel)
+    found = []
+    for name in entry.inplace:
+        value = call.kwargs.get(name)
+        if value is None and name in names and names.index(name) < len(call.args):
+            value = call.args[names.index(name)]
+        if isinstance(value, Ref):
+            found.append(value)
+    return tuple(found)
+
+
+def _argument_names(kernel: str) -> list[str]:
+    method = getattr(Backend, kernel, None)
+    if method is None:  # a primitive, or made of several kernels
+        return ["x1", "x2"] if "Binary" in str(Primitives.__annotations__.get(kernel)) else ["x"]
+    return list(inspect.signature(method).parameters)[1:]
 
 
 def ready(kernels: Sequence[Kernel]) -> None:

@@ -238,3 +238,13 @@ class Memory:
         else:
             owner, first = self.arena, self._first + self.plan.offsets[buffer]
         return self.backend.view_at(owner, first + ref.offset, ref.shape, ref.strides, ref.dtype)
+
+
+def chain_in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
+    """Arguments in whose memory a chain may write its first result."""
+    if call.kernel != "chain" or out is not call.outs[0] or out.size < 2:
+        return ()
+    inputs, chain = call.args
+    if chain.results[0].how != "flat":
+        return ()
+    return tuple(x for x, kind in zip(inputs, chain.table.kinds, strict=True) if kind == "flat")

@@ -7,7 +7,6 @@ that follow one another are one program; the rest runs between them.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from gpubackprop.compile.checking import WHOLE
 from gpubackprop.compile.graph import one_launch
 from gpubackprop.compile.joined import joined
 from gpubackprop.compile.plain import Thunk, UnfusedError, thunk
-from gpubackprop.compile.plan import Memory, Plan, lifetimes, peak_of, plan_memory
+from gpubackprop.compile.plan import Memory, Plan, chain_in_place, lifetimes, peak_of, plan_memory
 from gpubackprop.compile.recompute import recomputed
 from gpubackprop.compile.recorder import Live
 from gpubackprop.compile.session import Outcome
@@ -106,31 +105,33 @@ class Replay:
         self.live = outcome.recording.live
         recording = outcome.recording
         self.report = Report(recorded=len(recording.calls))
-        marker = _Marker(outcome)
-        calls = passes.dead(recording.calls, marker.refs)
+        # What must be there at the end of a step.
+        kept = [r for r in (*outcome.results, *outcome.grads) if isinstance(r, Ref)]
+        calls = passes.dead(recording.calls, kept)
         calls = passes.simplified(calls)
         calls = passes.folded(calls, backend)
         calls = passes.copies(calls)
         calls = passes.placed(calls)
-        calls = passes.dead(calls, marker.refs)
+        calls = passes.dead(calls, kept)
         if backend.adds_products:
-            calls = widened(calls, marker.refs)
-            calls = joined(calls, marker.refs, backend)
+            calls = widened(calls, kept)
+            calls = joined(calls, kept, backend)
         if fast or backend.adds_products:
-            calls = accumulated(calls, marker.refs)
+            calls = accumulated(calls, kept)
         if recompute:
-            self.report.kept = peak_of(lifetimes(calls, marker.refs, recording.inputs))[0]
-            calls, self.report.again = recomputed(calls, marker.refs, recording.inputs)
+            self.report.kept = peak_of(lifetimes(calls, kept, recording.inputs))[0]
+            calls, self.report.again = recomputed(calls, kept, recording.inputs)
         floats = None if fast else backend.chain_floats
         if fuse and floats != ():
             from gpubackprop.compile.fusion import fused
 
-            calls = fused(calls, marker.refs, self.report, floats)
+            calls = fused(calls, kept, self.report, floats)
         self.calls = calls
         self.report.planned = len(calls)
-        self.plan = plan_memory(
-            calls, [*marker.refs], recording.inputs, _in_place if fast else _chain_in_place
-        )
+        in_place = chain_in_place
+        if fast:
+            from gpubackprop.compile.native import assemble, in_place
+        self.plan = plan_memory(calls, kept, recording.inputs, in_place)
         self.report.plan = self.plan
         self.memory = Memory(self.plan, backend)
         self._inputs = [self.memory.view(r) for r in recording.inputs]
@@ -141,8 +142,6 @@ class Replay:
         self.boundary: int | None = None
         self.split = self._first_update() if self._state_bytes() > WHOLE else len(calls)
         if fast:
-            from gpubackprop.compile.native import assemble
-
             self.steps = assemble(self)
         else:
             for i, call in enumerate(calls):
@@ -160,12 +159,10 @@ class Replay:
         updates = (i for i, c in enumerate(self.calls) if c.kernel.endswith("_update"))
         return next(updates, len(self.calls))
 
-    def reach(self, i: int) -> bool:
+    def reach(self, i: int) -> None:
         """Note where in the steps call `i` begins, if the comparison ends there."""
         if i == self.split:
             self.boundary = len(self.steps)
-            return True
-        return False
 
     def compared(self) -> list[Call]:
         """The calls that are compared with the eager step."""
@@ -265,59 +262,8 @@ class Replay:
         ]
 
 
-class _Marker:
-    """What must be there at the end of a step."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.refs = [r for r in [*outcome.results, *outcome.grads] if isinstance(r, Ref)]
-
-
 def _take_back(done: Sequence[Live]) -> None:
     """Undo what reading live numbers changed, the latest first."""
     for entry in reversed(done):
         if entry.undo is not None:
             entry.undo()
-
-
-def _chain_in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
-    """Arguments in whose memory a chain may write its first result."""
-    if call.kernel != "chain" or out is not call.outs[0] or out.size < 2:
-        return ()
-    inputs, chain = call.args
-    if chain.results[0].how != "flat":
-        return ()
-    return tuple(x for x, kind in zip(inputs, chain.table.kinds, strict=True) if kind == "flat")
-
-
-def _in_place(call: Call, out: Ref) -> tuple[Ref, ...]:
-    """Arguments in whose memory a native kernel may write its first result."""
-    from gpubackprop.backends.cpu.native.lowering import load
-
-    entry = load().get(call.kernel)
-    if entry is None or not entry.inplace or not call.outs or out is not call.outs[0]:
-        return ()
-    if out.size < 2:
-        return ()
-    if call.kernel == "chain":
-        return _chain_in_place(call, out)
-    names = _names(call.kernel)
-    found = []
-    for name in entry.inplace:
-        value = call.kwargs.get(name)
-        if value is None and name in names and names.index(name) < len(call.args):
-            value = call.args[names.index(name)]
-        if isinstance(value, Ref):
-            found.append(value)
-    return tuple(found)
-
-
-def _names(kernel: str) -> list[str]:
-    method = getattr(Backend, kernel, None)
-    if method is None:
-        return ["x"] if kernel not in BINARY else ["x1", "x2"]
-    return list(inspect.signature(method).parameters)[1:]
-
-
-BINARY = frozenset(
-    name for name, kind in Backend.__mro__[-2].__annotations__.items() if "Binary" in str(kind)
-)
