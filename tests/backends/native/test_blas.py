@@ -59,9 +59,9 @@ def test_each_library_has_one_thread_within_the_block(library, monkeypatch):
         found.set_threads(2)
         before = found.get_threads()  # one, where the library was told to make no threads
         assert before == (1 if library[0] == "mkl" else 2)
-        with pytest.raises(KeyError), blas.single_threaded():
+        with pytest.raises(KeyError), blas.OneThread():
             assert found.get_threads() == 1
-            with blas.single_threaded():
+            with blas.OneThread():
                 assert found.get_threads() == 1
             assert found.get_threads() == 1
             raise KeyError

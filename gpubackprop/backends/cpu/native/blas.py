@@ -204,11 +204,6 @@ class OneThread:
                 blas.set_threads(self._before)
 
 
-def single_threaded() -> OneThread:
-    """A block of one's own in which the BLAS uses one thread."""
-    return OneThread()
-
-
 ONE_THREAD = OneThread()
 """The block of the pool of threads, which holds its lock meanwhile."""
 
