@@ -8,7 +8,16 @@ import pytest
 from gpubackprop.backends import philox
 from gpubackprop.backends.cuda import geometry
 from tests.backends.support import shim
-from tests.backends.support.shim_cases import DTYPES, close, cpp, define, is_half, launch, random  # noqa: F401
+from tests.backends.support.shim_cases import (  # noqa: F401
+    DTYPES,
+    close,
+    cpp,
+    define,
+    is_half,
+    launch,
+    lying,
+    random,
+)
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
 
@@ -39,6 +48,24 @@ def test_uniform_is_exact(launch):  # noqa: F811
     out = np.empty(1003, np.float32)
     launch("uniform", (), geometry.over(251), out, 1003, 9, 1, None, 4)
     assert np.array_equal(out, define("uniform", (1003,), 9, 1, 4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 3, 4, 9, 1030])
+@pytest.mark.parametrize("offsets", [(0, 0, 0), (1, 1, 1), (0, 0, 1), (0, 4, 0), (2, 0, 0)])
+def test_dropout_of_arrays_that_begin_anywhere(launch, dtype, size, offsets):  # noqa: F811
+    x = random(size, dtype, 1)
+    expected, mask = define("dropout", x, 0.3, 3, 4, 5)
+    threshold, scale = round(0.7 * 2**32), 1 / 0.7
+    given, y, keep = (lying(a, o) for a, o in zip((x, x, mask), offsets, strict=True))
+    y[...], keep[...] = 99, False
+    rest = (size, threshold, scale, 3, 4, None, 5)
+    launch("dropout", (cpp(dtype),), geometry.over((size + 3) // 4), given, y, keep, *rest)
+    assert np.array_equal(keep, mask)
+    close(y, expected, dtype, 1 if is_half(dtype) else 0)
+    dx, shape = np.full_like(x, 99), geometry.over_packs(size, x.itemsize)
+    launch("dropout_backward", (cpp(dtype),), shape, given, keep, dx, size, scale)
+    assert np.array_equal(dx, y)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -120,9 +120,8 @@ class FusedKernels(RowKernels):
         if dy.size:
             scale = 0.0 if p >= 1.0 else 1.0 / (1.0 - p)
             arrays = (self._packed(dy), self._packed(keep), dx)
-            self.kernels.launch(
-                "dropout_backward", (element,), geometry.over(dy.size), *arrays, dy.size, scale
-            )
+            shape = geometry.over_packs(dy.size, dy.dtype.itemsize)
+            self.kernels.launch("dropout_backward", (element,), shape, *arrays, dy.size, scale)
         return dx
 
     # Softmax and log-softmax along the last axis.
