@@ -27,6 +27,8 @@ ACTIVATIONS = ("relu", "gelu_tanh")
 def joined(calls: Sequence[Call], results: Sequence[Ref], backend: Backend) -> list[Call]:
     """The calls with products that take others along, as far as ``backend.joins`` them.
 
+    What ``accumulated`` adds to a sum in place is not among them: that saves more.
+
     Parameters
     ----------
     calls : in order.

@@ -115,9 +115,10 @@ class Replay:
         calls = passes.dead(calls, kept)
         if backend.adds_products:
             calls = widened(calls, kept)
-            calls = joined(calls, kept, backend)
         if fast or backend.adds_products:
             calls = accumulated(calls, kept)
+        if backend.adds_products:
+            calls = joined(calls, kept, backend)
         if recompute:
             self.report.kept = peak_of(lifetimes(calls, kept, recording.inputs))[0]
             calls, self.report.again = recomputed(calls, kept, recording.inputs)

@@ -209,7 +209,7 @@ def test_a_sum_that_stays(why):
 
 
 # Whole steps.
-def train(device, activation, compiled, dtype="float32", precision="float32"):
+def train(device, activation, compiled, dtype="float32", precision="float32", pieces=1):
     """Parameters after eight steps, and the kernels of the compiled step."""
     g = gb.Generator(3)
     net = nn.Sequential(
@@ -223,9 +223,10 @@ def train(device, activation, compiled, dtype="float32", precision="float32"):
 
     def work(x, y):
         rule.zero_grad()
-        with gb.precision(precision):
-            loss = F.cross_entropy(net(x), y)
-        loss.backward()
+        for _ in range(pieces):
+            with gb.precision(precision):
+                loss = F.cross_entropy(net(x), y)
+            loss.backward()
         rule.step()
 
     run = gb.compile(work) if compiled else work
@@ -262,6 +263,16 @@ def test_a_step_with_joined_products_is_that_of_the_function(gpu, activation, pr
     near = 1e-5 if precision == "float32" else 3e-3
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=near, atol=near)
+
+
+def test_gradients_that_add_up_still_do_so_in_their_products(gpu):
+    expected, _ = train(gpu, "relu", False, pieces=2)
+    found, (names, _) = train(gpu, "relu", True, pieces=2)
+    assert (names.count(FORTH), names.count(BACK)) == (4, 4)
+    # Of three layers the second batch is added; of the first batch one sum is left to join.
+    assert (names.count("addmm"), names.count(SUMS)) == (3, 1)
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_where_relu_drops_a_nan_the_step_is_as_before(gpu):
