@@ -36,6 +36,8 @@ def _batch_norm_backward(
     eps: float = 1e-5,
 ) -> Any:
     dy, dmean, dvar = cotangents
+    if dy is None:  # only the moments were used
+        dy = K.zeros(x.shape, x.dtype)
     return K.batch_norm_backward(dy, x, weight, mean, rstd, dmean, dvar)
 
 
@@ -88,7 +90,7 @@ BATCH_NORM = Operation(
     saves=("x", "weight", "mean", "rstd"),
     extras=("mean", "rstd"),
     constant_extras=False,
-    outputs="many",
+    outputs="given",
 ).register()
 
 

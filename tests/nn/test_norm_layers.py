@@ -5,7 +5,7 @@ import pytest
 
 import gpubackprop as gb
 from gpubackprop import nn
-from gpubackprop.autograd import STATE
+from gpubackprop.autograd import REGISTRY, STATE, apply
 from gpubackprop.backends import get_backend
 from gpubackprop.errors import ConfigError, ShapeError
 from gpubackprop.nn import functional as F  # noqa: N812
@@ -181,6 +181,26 @@ def test_pictures_of_half_precision_stay_so_beside_float32_parameters(backend):
     assert y.dtype == np.float16
     exact = wide[0] * wide[1] + wide[2]
     np.testing.assert_allclose(backend.to_numpy(y), exact, rtol=2.0**-11 * 1.01, atol=1e-6)
+
+
+def test_only_cotangents_that_arrive_are_given_to_the_rule():
+    """The moments' are none in a network, and no zeros are made for them; a penalty on a moment
+    alone has none of the pictures."""
+    backend, made = get_backend("cpu"), []
+    x = gb.tensor(np.random.default_rng(4).normal(size=(5, 3)), requires_grad=True)
+    zeros = backend.zeros
+    backend.zeros = lambda *a: made.append(a) or zeros(*a)
+    try:
+        y, _, _ = apply(REGISTRY["batch_norm"], x, None, None)
+        y.sum().backward()
+        assert not made
+    finally:
+        del backend.zeros
+    x.grad = None
+    _, _, var = apply(REGISTRY["batch_norm"], x, None, None)
+    var.sum().backward()
+    centred = x.numpy() - x.numpy().mean(0)
+    np.testing.assert_allclose(x.grad.numpy(), 2 / 5 * centred, rtol=1e-12)
 
 
 def test_without_momentum_the_averages_are_plain_means():
