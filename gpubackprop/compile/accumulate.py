@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from gpubackprop.compile.passes import touched
 from gpubackprop.compile.patterns import Uses
 from gpubackprop.compile.trace import Call, Ref
 
@@ -86,11 +85,10 @@ def _product(
     made = calls[j].outs[0]
     if not made.same(product) or made.shape != out.shape or not uses.only_read_by(product, {i}):
         return None
-    between = [r for c in calls[j + 1 : i] for r in touched(c)]
     operands = calls[j].args
     for x in operands:
         if not isinstance(x, Ref) or x.dtype.kind not in "fV" or x.overlaps(out):
             return None
-        if x.dtype != operands[0].dtype or any(r.overlaps(x) for r in between):
+        if x.dtype != operands[0].dtype:
             return None
-    return j
+    return j if uses.unchanged(operands, j, i) else None

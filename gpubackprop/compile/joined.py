@@ -145,7 +145,7 @@ def _way_back(activation: str, value: Ref, calls: list[Call], uses: Uses) -> _Ba
         or {r.dtype for r in (product, dz, *operands)} != {value.dtype}
         or len(operands[1].shape) != 2
         or any(dz.overlaps(r) for r in (*operands, value))
-        or not _kept(operands, m, k, calls)
+        or not uses.unchanged(operands, m, k)
     ):
         return None
     dz = replace(product, buffer=dz.buffer, offset=dz.offset)
@@ -167,12 +167,6 @@ def _way_back(activation: str, value: Ref, calls: list[Call], uses: Uses) -> _Ba
     return _Back(
         k, over, calls[m], activation, replace(value, shape=dz.shape, strides=dz.strides), outs
     )
-
-
-def _kept(operands: Sequence[Ref], first: int, last: int, calls: list[Call]) -> bool:
-    """Whether nobody writes what is multiplied before a later call."""
-    between = [r for c in calls[first + 1 : last] for r in touched(c)]
-    return not any(r.overlaps(x) for r in between for x in operands)
 
 
 def _mask(calls: list[Call], changed: dict[int, Call], y: Ref) -> Ref:

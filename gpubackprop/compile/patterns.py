@@ -48,6 +48,11 @@ class Uses:
         between = self.calls[first + 1 : last]
         return not any(r.overlaps(ref) for c in between for r in [*c.reads, *touched(c)])
 
+    def unchanged(self, refs: Iterable[Ref], first: int, last: int) -> bool:
+        """Whether no call strictly between two writes to the elements of refs."""
+        between = [r for c in self.calls[first + 1 : last] for r in touched(c)]
+        return not any(r.overlaps(x) for x in refs for r in between)
+
 
 def same_memory(a: Ref, b: Ref) -> bool:
     """Whether two dense refs are the same elements in the order of memory."""
