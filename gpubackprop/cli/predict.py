@@ -20,7 +20,15 @@ from gpubackprop.backends import get_backend
 from gpubackprop.backends.device import choose
 from gpubackprop.cli.parser import Parser, add_data_dir, add_device, add_json, note, whole_number
 from gpubackprop.cli.runs import Run, fit_inputs, load_its_data, load_run
-from gpubackprop.data import DATASETS, ArrayDataset, DataLoader, read_csv, read_idx, read_npz
+from gpubackprop.data import (
+    DATASETS,
+    ArrayDataset,
+    DataLoader,
+    Table,
+    read_csv,
+    read_idx,
+    read_npz,
+)
 from gpubackprop.data.pictures import ENDINGS, Pictures, pictures_in
 from gpubackprop.errors import ConfigError, DataError
 from gpubackprop.nn import functional as F  # noqa: N812 - the field's abbreviation
@@ -125,7 +133,7 @@ def _inputs(
             how.setdefault("delimiter", "\t")
         column = _column(options.target)
         table = read_csv(path, target=column, task=None, dtype=np.float64, **how)
-        _check_columns(path, table.feature_names, trained, kept.get("target", -1), column)
+        _check_columns(path, table, trained, kept.get("target", -1), column)
         raw = table.features
     elif "idx" in name or name.endswith("ubyte"):
         raw = read_idx(path)
@@ -158,17 +166,23 @@ def _pictures(paths: list[Path], trained: Run) -> Pictures:
     return Pictures(paths, shape[0], shape[2] == 1)
 
 
-def _check_columns(
-    path: Path, names: tuple[str, ...], trained: Run, target: Any, given: Any
-) -> None:
-    """The target that a table was trained on is often still there when it is predicted from."""
-    if given is not None or trained.input_shape != (len(names) - 1,):
-        return
-    column = target if isinstance(target, int) or target in names else -1
-    raise ConfigError(
-        f"{path} has {len(names)} columns, but the network in {trained.path} takes "
-        f"{len(names) - 1} numbers; to leave the target out: --target {shlex.quote(str(column))}"
-    )
+def _check_columns(path: Path, table: Table, trained: Run, target: Any, given: Any) -> None:
+    """A table that is not laid out as that of the training gives numbers that mean nothing. The
+    target is often still there when it is predicted from."""
+    names, wanted = table.feature_names, trained.columns
+    if given is None and trained.input_shape == (len(names) - 1,):
+        column = target if isinstance(target, int) or target in names else -1
+        raise ConfigError(
+            f"{path} has {len(names)} columns, but the network in {trained.path} takes "
+            f"{len(names) - 1} numbers; to leave the target out: "
+            f"--target {shlex.quote(str(column))}"
+        )
+    if table.header and wanted is not None and len(names) == len(wanted) and names != wanted:
+        mine, other = next((a, b) for a, b in zip(names, wanted, strict=True) if a != b)
+        raise ConfigError(
+            f"{path} has the column {mine!r} where the network in {trained.path} takes {other!r}; "
+            f"it takes {', '.join(wanted)}, in this order"
+        )
 
 
 def _column(given: str | None) -> str | int | None:

@@ -36,6 +36,7 @@ class Run:
     classes, class_names : None for a regression.
     data_dir : the folder of the data that the run was given.
     step : updates done.
+    columns : names of the numbers of an input, where it was trained on a table with a header.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Run:
     class_names: tuple[str, ...] | None
     data_dir: str | None
     step: int
+    columns: tuple[str, ...] | None = None
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
@@ -125,6 +127,7 @@ def _rebuild(path: Path, checkpoint: Checkpoint, device: Any) -> Run:
         if array.shape not in ((), shape, shape[-1:]) or array.dtype != np.float64:
             raise CheckpointError("the scaling of the inputs does not fit their shape")
     data_dir = info.get("data_dir")
+    columns = info.get("columns")  # runs of before had none
     return Run(
         path=path,
         recipe=recipe,
@@ -135,6 +138,7 @@ def _rebuild(path: Path, checkpoint: Checkpoint, device: Any) -> Run:
         class_names=names,
         data_dir=data_dir if isinstance(data_dir, str) else None,
         step=int(checkpoint.meta["progress"]["step"]),
+        columns=None if columns is None else tuple(str(name) for name in columns),
     )
 
 

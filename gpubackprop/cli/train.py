@@ -189,6 +189,7 @@ def _info(job: Job, overrides: list[str], device: str, data_dir: str | None) -> 
         "classes": data.classes,
         "class_names": None if data.class_names is None else list(data.class_names),
         "input_shape": list(data.input_shape),
+        "columns": None if data.columns is None else list(data.columns),
         "version": __version__,
     }
 

@@ -43,6 +43,8 @@ class Table:
         Name of the target column.
     class_names : tuple of str or None
         ``class_names[k]`` is the text that stands for class ``k``; None for a regression.
+    header : bool
+        Whether the names stand in the file.
     """
 
     features: np.ndarray[Any, Any]
@@ -50,6 +52,7 @@ class Table:
     feature_names: tuple[str, ...]
     target_name: str | None
     class_names: tuple[str, ...] | None
+    header: bool = False
 
 
 def read_csv(
@@ -135,6 +138,7 @@ class _Reader:
         self.width = 0
         self.first_line = 0
         self.names: list[str] = []
+        self.header = False
 
     def read(self, target: str | int | None, header: bool | None) -> Table:
         rows = self.rows()
@@ -158,11 +162,11 @@ class _Reader:
         features = np.concatenate(blocks)
         names = tuple(self.names[index] for index in kept)
         if column is None:
-            return Table(features, None, names, None, None)
+            return Table(features, None, names, None, None, self.header)
         if self.task is None:
-            return Table(features, None, names, self.names[column], None)
+            return Table(features, None, names, self.names[column], None, self.header)
         values, classes = self.target(texts, lines, column)
-        return Table(features, values, names, self.names[column], classes)
+        return Table(features, values, names, self.names[column], classes, self.header)
 
     def rows(self) -> Iterator[Row]:
         """Yield the line number and the cells of every row that is not blank."""
@@ -227,6 +231,7 @@ class _Reader:
             if repeated:
                 raise self.source.error(f"line {head[0][0]} names {repeated[0]!r} twice")
             head.pop(0)
+        self.header = header
         self.names = [
             name if header and name else f"column {index + 1}" for index, name in enumerate(first)
         ]

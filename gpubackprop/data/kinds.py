@@ -6,6 +6,7 @@ signature are what a recipe may set, so a new option is one new argument.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,10 @@ def csv(
     table = read_csv(file, **how)
     names, source = table.class_names, str(file)
     targets = _present(table)
+    columns = table.feature_names if table.header else None
     if test_path is None:
-        return divided(table.features, targets, test_fraction, split_seed, names, None, source)
+        raw = divided(table.features, targets, test_fraction, split_seed, names, None, source)
+        return replace(raw, columns=columns)
     test_file = located("csv", data_dir, test_path)
     test = read_csv(test_file, **how)
     if test.feature_names != table.feature_names:
@@ -166,6 +169,7 @@ def csv(
         names,
         None,
         source,
+        columns,
     )
 
 

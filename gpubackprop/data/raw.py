@@ -55,6 +55,8 @@ class Raw:
         The largest value that the format of the inputs allows.
     source : str
         Where it came from, in words.
+    columns : tuple of str or None
+        Names of the numbers of an input, where a table has a header.
 
     Notes
     -----
@@ -69,6 +71,7 @@ class Raw:
     class_names: tuple[str, ...] | None
     levels: float | None
     source: str
+    columns: tuple[str, ...] | None = None
 
 
 def divided(

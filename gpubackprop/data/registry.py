@@ -46,6 +46,8 @@ class DataSplit:
     scaling : Scaling
         The map from raw inputs to the inputs here, found from the training part only. New inputs
         must go through it before the trained network sees them.
+    columns : tuple of str or None
+        Names of the numbers of an input, where a table has a header.
     """
 
     train: ArrayDataset
@@ -55,6 +57,7 @@ class DataSplit:
     class_names: tuple[str, ...] | None
     source: str
     scaling: Scaling
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,7 @@ def _prepared(
         class_names=raw.class_names,
         source=raw.source,
         scaling=scaling,
+        columns=raw.columns,
     )
 
 

@@ -143,7 +143,8 @@ def test_predict_files_of_raw_samples(run, trained, here):
         ("absent.csv", [], "no such file"),
         ("a.dat", [], "the ending tells the format"),
         ("a.png", [], "which are no square pictures"),
-        ("wide.csv", [], "samples of shape [3] (float64), but the network"),
+        ("wide.csv", [], "3 columns, but the network"),
+        ("wider.csv", [], "samples of shape [4] (float64), but the network"),
         ("nan.npz", [], "not a finite number"),
         ("two.npz", [], "give --array; it holds p, q"),
         ("two.npz", ["--array", "r"], "unknown array 'r'"),
@@ -155,6 +156,7 @@ def test_predict_files_of_raw_samples(run, trained, here):
 )
 def test_samples_that_do_not_fit(run, trained, here, name, arguments, words):
     (here / "wide.csv").write_text("1,2,3\n4,5,6\n")
+    (here / "wider.csv").write_text("1,2,3,4\n4,5,6,7\n")
     (here / "target.csv").write_text("x,y,c\n4,5,6\n")
     np.savez(here / "nan.npz", x=np.array([[1.0, np.nan]]))
     np.savez(here / "two.npz", p=np.zeros((1, 2)), q=np.zeros((1, 2)))

@@ -172,6 +172,10 @@ def test_a_regression_has_no_accuracy(run, here):
     for column in ("-1", "y"):
         rows = run("predict", "line", "line.csv", "--target", column).out.splitlines()
         assert len(rows) == 51
+    outcome = run("predict", "line", "line.csv", "--target", "x")
+    assert outcome.status == 2
+    assert outcome.error.startswith("line.csv has the column 'y' where the network in line takes")
+    assert outcome.error.endswith("'x'; it takes x, in this order")
 
 
 def test_tiny_and_huge_losses_can_be_told_apart(run, here):
