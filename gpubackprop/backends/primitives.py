@@ -31,6 +31,16 @@ Axis = int | tuple[int, ...] | None
 DType = Any
 
 
+def c_strides(shape: Shape, itemsize: int = 1) -> Shape:
+    """Strides of an array in C order without gaps: in elements, or in bytes where it is told how
+    many an element has."""
+    found, step = [], itemsize
+    for n in reversed(shape):
+        found.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(found))
+
+
 class Unary(Protocol):
     """Elementwise kernel of one argument."""
 

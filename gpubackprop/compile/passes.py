@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpubackprop.backends import Backend, live
+from gpubackprop.backends.primitives import c_strides
 from gpubackprop.compile.trace import Buffer, Call, Ref, replaced
 
 FOLDED = 1 << 22
@@ -226,15 +227,9 @@ def copies(calls: Sequence[Call]) -> list[Call]:
         if call.kernel == "reshape" and out is not None and isinstance(call.args[0], Ref):
             source = call.args[0]
             if out.contiguous:
-                as_source = replace(out, shape=source.shape, strides=_c_strides(source))
+                as_source = replace(
+                    out, shape=source.shape, strides=c_strides(source.shape, out.dtype.itemsize)
+                )
                 call = Call("copy", (source,), {}, (as_source,))
         found.append(call)
     return found
-
-
-def _c_strides(ref: Ref) -> tuple[int, ...]:
-    strides, step = [], ref.dtype.itemsize
-    for n in reversed(ref.shape):
-        strides.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(strides))

@@ -231,15 +231,6 @@ def matrix(shape: Shape, strides: Shape) -> tuple[bool, int] | None:
     return None
 
 
-def c_strides(shape: Shape) -> Shape:
-    """Strides of an array without gaps, in elements."""
-    found, step = [], 1
-    for n in reversed(shape):
-        found.append(step)
-        step *= n
-    return tuple(reversed(found))
-
-
 def as_matrices(x1: View, x2: View) -> tuple[View, View]:
     """A vector as a row (the first) or a column (the second)."""
     if len(x1.shape) == 1:

@@ -18,7 +18,7 @@ from gpubackprop.backends.cuda import contraction, matrices
 from gpubackprop.backends.cuda.lt import CublasLt, LtError, Plan, RefusedError
 from gpubackprop.backends.cuda.matrices import Copies, View
 from gpubackprop.backends.cuda.plain_products import CupyProducts, result_shape
-from gpubackprop.backends.primitives import Array, Shape
+from gpubackprop.backends.primitives import Array, Shape, c_strides
 
 MOST_SIGNATURES = 16384
 _ALIGNED = tuple(matrices.alignment(i) for i in range(256))
@@ -261,7 +261,7 @@ class CudaProducts(CupyProducts):
         if names[0] != names[1]:
             return _Ready(shape, dtype, "cast")
         views = [_view(x) for x in (x1, x2)]
-        strides = matrices.c_strides(shape) if out is None else _elements(out)
+        strides = c_strides(shape) if out is None else _elements(out)
         if views[0] is None or views[1] is None or strides is None:
             return _Ready()
         first, second = matrices.as_matrices(views[0], views[1])

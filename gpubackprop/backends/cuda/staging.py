@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpubackprop.backends.primitives import Array, Shape
+from gpubackprop.backends.primitives import Array, Shape, c_strides
 
 SLOTS = 2
 """Batches under way: one that is worked on, one that is copied."""
@@ -146,19 +146,11 @@ class CudaStaging:
                     for shape, dtype, at in layout
                 ],
                 [
-                    self._backend.view_at(owner, at, shape, _strides(shape, dtype), dtype)
+                    self._backend.view_at(owner, at, shape, c_strides(shape, dtype.itemsize), dtype)
                     for shape, dtype, at in layout
                 ],
             )
         return found
-
-
-def _strides(shape: Shape, dtype: np.dtype) -> tuple[int, ...]:
-    strides, step = [], dtype.itemsize
-    for n in reversed(shape):
-        strides.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(strides))
 
 
 class Arrival:

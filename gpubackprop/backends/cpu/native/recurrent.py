@@ -19,9 +19,9 @@ import numpy as np
 
 from gpubackprop.backends.cpu.native import mathematics as m
 from gpubackprop.backends.cpu.native.abi import Kernel, floats, inline, kernel, longs, share
-from gpubackprop.backends.cpu.native.copies import copy_instruction
 from gpubackprop.backends.cpu.native.engine import Instruction
 from gpubackprop.backends.cpu.native.lowering import Site, fit, lowers
+from gpubackprop.backends.cpu.native.order import in_order
 from gpubackprop.backends.cpu.native.packing import packed
 from gpubackprop.backends.cpu.native.panels import multiply_rows
 from gpubackprop.backends.cpu.native.spans import clear, copy_row
@@ -256,22 +256,11 @@ def lstm_backward(frame, part, parts):
         take_back(own, t, back)
 
 
-def in_order(site: Site, before: list[Instruction], x: np.ndarray) -> np.ndarray:
-    """An array that lies in order; a copy where it does not."""
-    if x.flags.c_contiguous:
-        return x
-    spread = site.scratch(x.shape)
-    made = copy_instruction(spread, x)
-    assert made is not None  # float32 of at most three axes
-    before.append(made)
-    return spread
-
-
 def layer(
     runs: Kernel,
     site: Site,
     outs: tuple[np.ndarray, ...],
-    given: np.ndarray,
+    source: np.ndarray,
     w_hh: np.ndarray,
     reads: Sequence[np.ndarray | None],
     lengths: np.ndarray | None,
@@ -285,28 +274,35 @@ def layer(
     Parameters
     ----------
     runs : the kernel.
-    given : (T, N, columns): what the input gives, or the cotangents of the outputs.
+    source : (T, N, columns): what the input gives, or the cotangents of the outputs.
     w_hh : (blocks * H, H), the weight of the state.
     reads, outs, numbers : what the frame has behind the common slots: arrays to read (or None), to
         write, and more.
     lengths, reverse : of the call.
     backward : whether cotangents meet the weight, not states.
     """
-    arrays = [a for a in (given, w_hh, *reads) if a is not None]
+    arrays = [a for a in (source, w_hh, *reads) if a is not None]
     if not fit(*outs) or not all(a.dtype == np.float32 and a.size for a in arrays):
         return None
     if lengths is not None and not fit(lengths, dtype=np.int64):
         return None
-    (steps, batch), (wide, size) = given.shape[:2], w_hh.shape
+    (steps, batch), (wide, size) = source.shape[:2], w_hh.shape
     blocks = 1 if backward else wide // size
     before = list[Instruction]()
-    if given.strides[-1] != given.itemsize and given.shape[-1] != 1:
-        given = in_order(site, before, given)
+
+    def ready(x: np.ndarray) -> np.ndarray:
+        copies, found = in_order(site, x)
+        before.extend(copies)
+        assert found is not None  # float32 of at most three axes
+        return found
+
+    if source.strides[-1] != source.itemsize and source.shape[-1] != 1:
+        source = ready(source)
     pack, panels = packed(site, w_hh if backward else w_hh.T, blocks)
     product = site.scratch((batch, blocks * whole(size)))
     slots = [steps, batch, size, reverse, 0 if lengths is None else lengths, panels, product]
-    slots += [given, *given.strides[:2]]
-    slots += [0 if a is None else in_order(site, before, a) for a in reads]
+    slots += [source, *source.strides[:2]]
+    slots += [0 if a is None else ready(a) for a in reads]
     parallel = batch > 1 and steps * batch * wide * (size + 30) > SERIAL
     return [*before, pack, Instruction(runs, [*slots, *outs, *numbers], parallel=parallel)]
 
