@@ -245,3 +245,43 @@ def test_batch_norm_of_pictures(cuda, shape, parameters):
         bound = 2e-3 if first.dtype == np.float16 else 1e-4
         scale = max(np.abs(want).max(), 1.0)
         np.testing.assert_allclose(first, want, rtol=bound, atol=bound * scale)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_views_that_begin_anywhere(cuda, first):
+    """Sixteen bytes at once from elsewhere than a boundary of sixteen bytes stop a GPU."""
+    n = 4099
+    values = [random(n + 4, seed=k) for k in range(4)]
+    values[3] = np.abs(values[3])
+    on_gpu = [cuda.asarray(v)[first : first + n] for v in values]
+    parts = [v[first : first + n].copy() for v in values]
+    options = {"lr": 0.01, "step": 3, "weight_decay": 0.1, "decoupled": True}
+    Updates.adam_update(NUMPY, *parts, **options)
+    cuda.adam_update(*on_gpu, **options)
+    for got, want in zip(on_gpu, parts, strict=True):
+        np.testing.assert_array_equal(cuda.to_numpy(got), want)
+    x, wide = on_gpu[1][:4096].reshape(4, 1024), parts[1][:4096].reshape(4, 1024)
+    for name in ("gelu", "softmax", "log_softmax"):
+        found = cuda.to_numpy(getattr(cuda, name)(x))
+        expected = getattr(Composites, name)(NUMPY, wide)
+        testing.require_close(name, found, expected, testing.tolerance("float32", 1024))
+    y, keep = cuda.dropout(x, 0.25, 1, 2, 3)
+    expected, mask = Composites.dropout(NUMPY, wide, 0.25, 1, 2, 3)
+    np.testing.assert_array_equal(cuda.to_numpy(keep), mask)
+    np.testing.assert_array_equal(cuda.to_numpy(y), expected)
+
+
+@pytest.mark.parametrize("shape", [(4096, 1024), (3000, 768), (20, 8192), (5, 2_000_003)])
+def test_rows_give_the_same_bits_every_time(cuda, shape):
+    x, dy = (cuda.asarray(random(*shape, seed=k)) for k in range(2))
+    w = cuda.asarray(random(shape[1], seed=2))
+    target = cuda.asarray(np.random.default_rng(3).integers(0, shape[1], shape[0]))
+
+    def bits():
+        z, mean, rstd = cuda.layer_norm(x, w, w, 1, 1e-5)
+        results = [z, *cuda.layer_norm_backward(dy, x, w, mean, rstd, 1)]
+        results += [*cuda.softmax_cross_entropy(x, target), cuda.softmax(x)]
+        return [cuda.to_numpy(r).tobytes() for r in results]
+
+    first = bits()
+    assert bits() == first == bits()
