@@ -2,7 +2,7 @@
 # Everything that wants a GPU, in order of importance and in under nine minutes: whether each part works at all, the GPU tests,
 # the comparison of devices, kernels, training steps beside PyTorch and JAX, memory, the benchmark of the recipes.
 #
-#   bash benchmarks/gpu_all.sh OUTDIR [--wheels DIR | --no-wheels] [--data DIR] [--python PYTHON] [--budget SECONDS] [--scale FACTOR]
+#   bash benchmarks/gpu_all.sh OUTDIR [--wheels DIR | --no-wheels] [--data DIR] [--python PYTHON] [--budget SECONDS] [--scale FACTOR] [--keep]
 #
 # OUTDIR gets a log for each part, the results (JSON, JUnit XML, a chart), summary.txt and parts.tsv (part, outcome, seconds,
 # last words) and environment.txt and .json (date, commit, GPU, versions, what is missing). A part that fails or takes too long
@@ -11,14 +11,15 @@
 # Nothing is installed and no network is needed. The package runs from this checkout on NumPy and CuPy alone; further:
 #   ml_dtypes          bfloat16 (mixed precision; without it those parts say so)
 #   safetensors, tqdm  checkpoints and the progress bar (some tests)
-#   pytest, hypothesis the tests; pytest-timeout is used where it is there
+#   pytest, hypothesis the tests; pytest-timeout and pytest-xdist are used where they are there
 #   torch, jax         the other libraries (absent ones are named)
 # What the machine lacks of it comes as wheels, which `bash benchmarks/gpu_wheels.sh` fetches on a machine with a network into
 # the folder wheels/ (git ignores it: carry it along). --wheels DIR (default: that folder, where it is there) unpacks each
-# *.whl into OUTDIR/site (a plain zip, so no pip is needed) and puts that behind the machine's own packages.
+# *.whl into OUTDIR/work (a plain zip, so no pip is needed) and puts that behind the machine's own packages.
 #
 # --data    the folder that holds mnist/ and tinyshakespeare/ (default: GPUBACKPROP_DATA, else ../shared/data)
 # --budget  seconds for all of it (default 525); --scale multiplies every part's own limit (for a trial)
+# --keep    leave OUTDIR/work (wheels, compiled kernels), which is removed otherwise
 set -u
 
 usage() {
@@ -26,11 +27,12 @@ usage() {
     exit 2
 }
 
-out= wheels= carried=yes data=${GPUBACKPROP_DATA:-} python=python3 budget=525 scale=1
+out= wheels= carried=yes keep=no data=${GPUBACKPROP_DATA:-} python=python3 budget=525 scale=1
 while [ $# -gt 0 ]; do
     case $1 in
         --wheels) wheels=${2:?} && shift ;;
         --no-wheels) carried=no ;;
+        --keep) keep=yes ;;
         --data) data=${2:?} && shift ;;
         --python) python=${2:?} && shift ;;
         --budget) budget=${2:?} && shift ;;
@@ -52,9 +54,10 @@ data=${data:-$root/../shared/data}
 [ ! -d "$data" ] || data=$(absolute "$data")
 cd "$root" || exit 2
 
-site=$out/site
-export PYTHONPATH=$root CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-$out/cupy-cache} GPUBACKPROP_DATA=$data
-export PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1 HYPOTHESIS_STORAGE_DIRECTORY=$out/hypothesis
+# What is of no use afterwards, and large, lies in a folder that is removed in the end.
+work=$out/work site=$out/work/site
+export PYTHONPATH=$root CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-$work/cupy-cache} GPUBACKPROP_DATA=$data
+export PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1 HYPOTHESIS_STORAGE_DIRECTORY=$work/hypothesis
 mkdir -p "$CUPY_CACHE_DIR"
 
 # Parts. Each is one line of $out/.parts, in the order in which it was started.
@@ -97,7 +100,11 @@ summary() {
     done <"$out/.parts"
     echo "in all: $SECONDS s of $budget"
 }
-trap 'summary >"$out/summary.txt"' EXIT
+finish() {
+    summary >"$out/summary.txt"
+    [ $keep = yes ] || rm -rf "$work"
+}
+trap finish EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
@@ -115,9 +122,9 @@ if [ -n "$wheels" ]; then
     in_order wheels
     part wheels 30 bash -c "$(declare -f unpack); site='$site' wheels='$wheels' python='$python'; unpack"
     mkdir -p "$site"
-    printf 'import site, sys\nsys.path.append("%s")\n' "$site" >"$out/.sitecustomize"
-    mkdir -p "$out/start" && mv "$out/.sitecustomize" "$out/start/sitecustomize.py"
-    export PYTHONPATH=$root:$out/start
+    printf 'import site, sys\nsys.path.append("%s")\n' "$site" >"$work/sitecustomize"
+    mkdir -p "$work/start" && mv "$work/sitecustomize" "$work/start/sitecustomize.py"
+    export PYTHONPATH=$root:$work/start
 fi
 
 in_order environment
@@ -129,12 +136,18 @@ in_order smoke
 part smoke 60 "$python" -m benchmarks.gpu.smoke
 cat "$out/smoke.log"
 
-# 1. The GPU tests, in three processes. Files that have GPU tests say so, or take their places from one that does.
+# 1. The GPU tests, in three parts at once, each in several processes where there are cores for them: what takes time is to
+# compile kernels for the first time. Files that have GPU tests say so, or take their places from one that does.
 tests="$python -m benchmarks.gpu.suite -m gpu --require gpu -q --tb=short -p no:cacheprovider"
 if "$python" -c 'import pytest_timeout' 2>/dev/null; then
     tests="$tests --timeout=60"
 else # an option that nobody knows would be an error
     tests="$tests -o addopts= -ra --strict-markers --import-mode=importlib"
+fi
+jobs=$(($(nproc) / 3))
+[ "$jobs" -le 5 ] || jobs=5
+if [ "$jobs" -ge 2 ] && "$python" -c 'import xdist' 2>/dev/null; then
+    tests="$tests -n $jobs --dist worksteal"
 fi
 others=$(grep -rlE 'mark\.gpu|tests\.(places|backends\.test_cuda_training) import PLACES' tests --include='test_*.py' | sort |
     grep -v -e tests/ops/test_operations.py -e tests/backends/test_composites.py)
@@ -187,6 +200,6 @@ part bench-devices 60 bash -c "'$python' -m gpubackprop devices --device cuda &&
     '$python' -m gpubackprop bench --devices cpu,cuda --only recipes --rounds 2 --json '$out/bench-devices.json'"
 
 trap - EXIT
-summary >"$out/summary.txt"
+finish
 cat "$out/summary.txt"
 exit 0

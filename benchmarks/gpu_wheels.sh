@@ -34,6 +34,8 @@ pygments
 hypothesis>=6.100
 sortedcontainers
 pytest-timeout
+pytest-xdist>=3.6
+execnet
 nvidia-cudnn-frontend>=1.18,<1.29'
 
 mkdir -p "$folder"

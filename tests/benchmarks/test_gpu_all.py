@@ -82,6 +82,7 @@ def test_every_part_says_why_it_could_not_run(tmp_path):
         log = (tmp_path / "out" / f"{part}.log").read_text()
         assert "no usable GPU" in log or "cannot be used" in log, log
         assert "Traceback" not in log, log
+    assert not (tmp_path / "out" / "work").exists()
     environment = (tmp_path / "out" / "environment.txt").read_text()
     assert re.search(r"^numpy +\d", environment, re.M) and "Python 3." in environment
 
@@ -100,11 +101,11 @@ def test_wheels_are_unpacked_behind_the_machines_packages(tmp_path):
         wheel.writestr("carried.py", "__version__ = '1.0'\n")
         wheel.writestr("numpy/__init__.py", "raise ImportError('the wrong one')\n")
     out = tmp_path / "out"
-    done = run(str(out), "--wheels", str(wheels), "--budget", "5", "--scale", "0.1")
+    done = run(str(out), "--wheels", str(wheels), "--budget", "5", "--scale", "0.1", "--keep")
     assert done.returncode == 0, done.stderr
     assert outcomes(done.stdout)["wheels"] == "done"
     script = "import carried, numpy; print(carried.__version__, numpy.__version__)"
-    path = f"{PROJECT}{os.pathsep}{out / 'start'}"
+    path = f"{PROJECT}{os.pathsep}{out / 'work' / 'start'}"
     found = subprocess.run(
         [sys.executable, "-c", script],
         text=True,
@@ -184,7 +185,15 @@ def test_wheels_hold_all_that_the_tests_import():
     (listed,) = re.findall(r"^packages='(.*?)'$", text, re.S | re.M)
     names = {re.split(r"[<>=!]", line)[0].lower().replace("_", "-") for line in listed.split()}
     machine = {"numpy", "cupy-cuda13x", "torch"}
-    for name in ("pytest", "hypothesis", "pytest-timeout", "ml-dtypes", "safetensors", "tqdm"):
+    for name in (
+        "pytest",
+        "hypothesis",
+        "pytest-timeout",
+        "pytest-xdist",
+        "ml-dtypes",
+        "safetensors",
+        "tqdm",
+    ):
         assert name in names
         for line in metadata.requires(name) or []:
             requirement = Requirement(line)
