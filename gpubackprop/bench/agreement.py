@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import gpubackprop as gb
 from gpubackprop import recipes
+from gpubackprop.autograd import tensor
 from gpubackprop.backends import Backend, get_backend
 from gpubackprop.bench.measure import AbsentError
 from gpubackprop.bench.networks import Made, comparable, first, initial
@@ -66,8 +66,8 @@ def ours(made: Made, backend: Backend) -> list[np.ndarray]:
     x, target = made.batches[0]
     if target_form(recipe, made.classes) == ROW:
         target = one_hot(target, made.classes, recipe.train.dtype)
-    outputs = model(gb.tensor(x, device=backend.device))
-    build_loss(recipe)(outputs, gb.tensor(target, device=backend.device)).backward()
+    outputs = model(tensor(x, device=backend.device))
+    build_loss(recipe)(outputs, tensor(target, device=backend.device)).backward()
     return [p.grad.numpy() for p in model.parameters() if p.grad is not None]
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.abc
 import importlib.util
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpubackprop.backends.caches import cache_folder
 from gpubackprop.backends.chains.expressions import BOOL, Node
@@ -262,23 +263,36 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="gpubackprop-loops-"))
 
 
+class _InMemory(importlib.abc.InspectLoader):
+    """Loads a loop that could not be written."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def get_source(self, fullname: str) -> str:
+        """The module's text."""
+        return self.text
+
+
 @functools.cache
 def _kernel(text: str) -> Kernel:
     name = "gpubackprop_loop_" + hashlib.sha256(text.encode()).hexdigest()[:20]
     path = folder() / f"{name}.py"
+    options = abi.EXACT
     try:
         if not path.exists():
             _write(path, text)
+        spec = importlib.util.spec_from_file_location(name, path)
     except OSError:  # the disk is full: the loop serves this process alone
-        found: dict[str, Any] = {"__name__": name}
-        exec(compile(text, name, "exec"), found)
-        return _named(name, found["chain"], abi.EXACT | {"cache": False})
-    spec = importlib.util.spec_from_file_location(name, path)
+        spec = importlib.util.spec_from_loader(name, _InMemory(text))
+        options = abi.EXACT | {"cache": False}
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where the machine code that was kept looks for its globals
     spec.loader.exec_module(module)
-    return _named(name, module.chain, abi.EXACT)
+    made = Kernel(module.chain, options)
+    made.name = name
+    return made
 
 
 def _write(path: Path, text: str) -> None:
@@ -292,9 +306,3 @@ def _write(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-def _named(name: str, function: Callable[..., None], options: dict[str, Any]) -> Kernel:
-    made = Kernel(function, options)
-    made.name = name
-    return made
