@@ -26,12 +26,17 @@ def _project(K: Any, x: Any, weight: Any, bias: Any, state: Any) -> Any:
     """``x @ weight.T + bias`` of all steps as one product of two matrices, in the state's dtype:
     operands of half precision beside a float32 state are added up in float32 and stay so."""
     steps, batch, _ = x.shape
-    if x.dtype.itemsize < state.dtype.itemsize:
+    if _narrower(x, weight, state):
         rows = K.wide_matmul(_rows(K, x), K.transpose(weight))
         rows = rows if bias is None else K.add(rows, bias)
     else:
         rows = K.linear(_rows(K, x), weight, bias)
     return K.reshape(rows, (steps, batch, weight.shape[0]))
+
+
+def _narrower(x: Any, weight: Any, state: Any) -> bool:
+    """Whether input and weight are both of half precision, and the states are not."""
+    return bool(x.dtype == weight.dtype and x.dtype.itemsize == 2 < state.dtype.itemsize)
 
 
 def _both(K: Any, b_ih: Any, b_hh: Any) -> Any:
@@ -87,7 +92,7 @@ def _products(
     inner = _rows(K, dprojected)
     outer = inner if drecurrent is dprojected else _rows(K, drecurrent)
     rounded = inner
-    if x.dtype.itemsize < inner.dtype.itemsize and (needs["x"] or needs["w_ih"]):
+    if (needs["x"] or needs["w_ih"]) and _narrower(x, weight, inner):
         rounded = K.astype(inner, x.dtype)
     if needs["x"]:
         found["x"] = K.reshape(K.matmul(rounded, weight), x.shape)
