@@ -17,6 +17,7 @@ REPORT = """<?xml version="1.0"?>
 <testcase classname="tests.optim.test_optimizers" name="c"><skipped message="one GPU"/></testcase>
 <testcase classname="tests.optim.test_optimizers" name="d"/>
 <testcase classname="tests.optim.test_optimizers" name="e"><error message="no">x</error></testcase>
+<testcase time="0.1"/>
 </testsuite></testsuites>
 """
 PARTS = """environment\tdone\t3\tcuda.pathfinder 1.3
@@ -94,6 +95,14 @@ def test_rows_say_what_the_run_left(out, status, capsys):
     assert row == [*where, f"done, [steps.json]({folder}/steps.json)"]
     assert capsys.readouterr().out == f"5 rows of GPU-STATUS.md, 7 files in {folder}\n"
     assert not (status.parent / folder / "other.bin").exists()
+
+
+def test_a_test_that_was_running_at_the_limit_is_not_counted(out):
+    found = ledger.by_file(out / "tests.xml")
+    assert {file: sum(n.values()) for file, n in found.items()} == {
+        "tests/nn/test_arena.py": 2,
+        "tests/optim/test_optimizers.py": 3,
+    }
 
 
 def test_the_rows_are_such_as_the_ledger_must_have(out, status, monkeypatch):
