@@ -67,7 +67,18 @@ def check(
 
 def look_at(batch: Batch, optimizer: Optimizer) -> None:
     """Say so where the data's dtype makes the whole network compute in a wider one: that of the
-    inputs from the first layer on, that of the target in the backward pass."""
+    inputs from the first layer on, that of the target in the backward pass.
+
+    Raises
+    ------
+    ConfigError
+        The batch has no inputs, or no target.
+    """
+    if len(batch) < 2:
+        raise ConfigError(
+            f"Trainer: the batches hold {len(batch)} array(s); they need the inputs and, last, the "
+            "target: ArrayDataset(inputs, targets)"
+        )
     widest = max((p.dtype for p in optimizer.arena.parameters), key=lambda d: d.itemsize)
     for number, x in enumerate(batch):
         what = f"input {number}" if number < len(batch) - 1 else "the target"

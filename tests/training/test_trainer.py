@@ -267,6 +267,14 @@ def test_a_loss_that_is_none_is_named(loss, words, compiled):
         made.fit(1)
 
 
+def test_batches_without_a_target_are_named():
+    model = nn.Linear(1, 1)
+    loader = DataLoader(ArrayDataset(np.zeros((4, 1), np.float32)), 2)
+    made = Trainer(model, F.mse_loss, optim.SGD(model.parameters()), loader=loader)
+    with pytest.raises(ConfigError, match=r"hold 1 array\(s\); they need .* the target"):
+        made.fit(1)
+
+
 def test_float64_inputs_of_a_float32_network_are_said_once():
     model = nn.Linear(1, 1)
     data = ArrayDataset(np.zeros((4, 1)), np.zeros((4, 1), np.float32))
