@@ -46,10 +46,25 @@ template <typename T, int L> __device__ __forceinline__ void load_pack(Pack<T, L
 #pragma unroll
   for (int k = 0; k < L; ++k) pack.item[k] = x[k < count ? k : 0];
 }
+// As the language has it, the compiler may make of this store one of each element, for it sees those of the other branch of
+// store_pack beside it and merges them.
+template <typename T, int L> __device__ __forceinline__ void store_at_once(T* x, const Pack<T, L>& pack) {
+#ifndef GPUBACKPROP_SHIM
+  if constexpr (sizeof(pack) == 16) {
+    uint4 bits;
+    memcpy(&bits, &pack, 16);
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(x)), "r"(bits.x), "r"(bits.y), "r"(bits.z),
+                 "r"(bits.w)
+                 : "memory");
+    return;
+  }
+#endif
+  *reinterpret_cast<Pack<T, L>*>(x) = pack;
+}
 template <typename T, int L> __device__ __forceinline__ void store_pack(T* x, const Pack<T, L>& pack, bool whole, int count) {
   if (whole) {
     MOVED_AT_ONCE(x, sizeof(pack));
-    *reinterpret_cast<Pack<T, L>*>(x) = pack;
+    store_at_once(x, pack);
     return;
   }
 #pragma unroll
