@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,7 +132,7 @@ def machine() -> dict[str, Any]:
     """Processor, GPUs and versions, for the head of a result."""
     return {
         "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpus": [str(info) for info in detect.devices()],
         "python": platform.python_version(),
@@ -149,6 +151,16 @@ def _who(place: Place) -> dict[str, str]:
     for label, peer in place.peers.items():
         found[label] = f"{peer.title} {peer.version}"
     return found
+
+
+def processor() -> str:
+    """What the processor calls itself, where the system tells."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.M)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _parts(only: Sequence[str]) -> dict[str, list[str]]:

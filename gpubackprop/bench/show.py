@@ -188,6 +188,7 @@ def chart(report: Rows, path: Path) -> None:
     size = (2.5 + 0.9 * widest, 4.0 * len(panels))
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
+    everyone = list(dict.fromkeys(k for _, bars, _ in panels for v in bars.values() for k in v))
     for number, (label, bars, log) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, number + 1)
         labels = list(dict.fromkeys(k for values in bars.values() for k in values))
@@ -204,6 +205,7 @@ def chart(report: Rows, path: Path) -> None:
                 width,
                 yerr=[below, above],
                 label=contender,
+                color=f"C{everyone.index(contender)}",
                 error_kw={"elinewidth": 0.8},
             )
         axes.set_xticks(range(len(bars)), list(bars), rotation=30, ha="right", fontsize=8)

@@ -126,6 +126,27 @@ def test_on_a_device_whose_steps_run_natively_both_ways_are_timed(small, capsys)
     assert len(re.findall(r"^gemm-tf32 +absent: cpu has no TF32 units$", out, re.M)) == 1
 
 
+def test_a_contender_has_one_colour_in_both_pictures(monkeypatch, tmp_path):
+    axes = pytest.importorskip("matplotlib.axes")
+    drawn = []
+    right = axes.Axes.bar
+
+    def bar(self, *args, label, color, **kwargs):
+        drawn.append((label, color))
+        return right(self, *args, label=label, color=color, **kwargs)
+
+    monkeypatch.setattr(axes.Axes, "bar", bar)
+    row = {"seconds": 2.0, "lowest": 1.0, "highest": 3.0}
+    kernel = {**row, "of_ceiling": 0.5}
+    report = {
+        "machine": {"processor": "one", "cores": 2, "gpus": []},
+        "recipes": {"a": {"contenders": {"cpu": row, "torch cpu": row}}},
+        "kernels": {"b": {n: kernel for n in ("cpu", "cpu NumPy", "torch cpu")}, "c": {}},
+    }
+    show.chart(report, tmp_path / "bench.png")
+    assert len(drawn) == 5 and len(set(drawn)) == 3 and len({c for _, c in drawn}) == 3
+
+
 def test_rates_have_units_that_can_be_read():
     assert show._rate("gemm-float32", 9.85e10) == "98.5 GFLOP/s"
     assert show._rate("gemm-float32", 5.1e13) == "51 TFLOP/s"

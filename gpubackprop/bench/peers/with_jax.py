@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from gpubackprop.bench import kernels
-from gpubackprop.bench.kernels import Sizes, elements
-from gpubackprop.bench.measure import AbsentError
-from gpubackprop.bench.networks import Made
-from gpubackprop.bench.peers import Twin, jax_networks
+# JAX would take three quarters of a GPU's memory at its first use; the others need room beside it.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax import lax  # noqa: E402
+
+from gpubackprop.bench import kernels  # noqa: E402
+from gpubackprop.bench.kernels import Sizes, elements  # noqa: E402
+from gpubackprop.bench.measure import AbsentError  # noqa: E402
+from gpubackprop.bench.networks import Made  # noqa: E402
+from gpubackprop.bench.peers import Twin, jax_networks  # noqa: E402
 
 Call = Callable[[], Any]
 
