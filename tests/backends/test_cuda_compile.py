@@ -180,7 +180,12 @@ def test_every_kernel_of_every_file_is_known():
 def test_files_on_disk_are_the_files_that_are_compiled():
     folder = sources._FOLDER
     assert {p.stem for p in folder.glob("*.cu")} == set(sources.FILES)
-    assert {p.name for p in folder.glob("*.cuh")} == {"common.cuh", "rows.cuh", "chain.cuh"}
+    assert {p.name for p in folder.glob("*.cuh")} == {
+        "common.cuh",
+        "rows.cuh",
+        "tiles.cuh",
+        "chain.cuh",
+    }
 
 
 def test_functions_of_the_activations_are_all_listed():
