@@ -11,6 +11,8 @@ from gpubackprop.bench.kernels import CASES
 from gpubackprop.errors import ConfigError
 
 Rows = Mapping[str, Any]
+WIDE = 2.0
+"""Slowest turn to quickest, beyond which a median is no measurement."""
 CLOSE = 1.05
 """A share of a ceiling that rounding and luck explain."""
 
@@ -24,7 +26,22 @@ def text(report: Rows) -> str:
         parts.append(_recipes(report))
     if "determinism" in report:
         parts.append(_determinism(report))
+    if unsteady := list(_unsteady(report)):
+        parts.append(
+            f"the slowest turn took over {WIDE:g} times the quickest, as when other programs use the "
+            f"machine, so that these say little: {', '.join(unsteady)}"
+        )
     return "\n\n".join(parts)
+
+
+def _unsteady(report: Rows) -> Iterator[str]:
+    """What was timed with a wide spread."""
+    tables = dict(report.get("kernels", {}))
+    tables |= {k: r.get("contenders", {}) for k, r in report.get("recipes", {}).items()}
+    for name, rows in tables.items():
+        for label, row in rows.items():
+            if "lowest" in row and row["highest"] > WIDE * row["lowest"]:
+                yield f"{name} ({label})"
 
 
 def _machine(report: Rows) -> str:

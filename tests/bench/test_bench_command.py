@@ -147,6 +147,12 @@ def test_a_contender_has_one_colour_in_both_pictures(monkeypatch, tmp_path):
     assert len(drawn) == 5 and len(set(drawn)) == 3 and len({c for _, c in drawn}) == 3
 
 
+def test_an_unsteady_figure_is_named():
+    rows = {"cpu": {"lowest": 1.0, "highest": 1.9}, "torch cpu": {"lowest": 1.0, "highest": 2.1}}
+    report = {"recipes": {"a": {"contenders": rows}}, "kernels": {"b": rows, "c": {"cpu": {}}}}
+    assert list(show._unsteady(report)) == ["b (torch cpu)", "a (torch cpu)"]
+
+
 def test_rates_have_units_that_can_be_read():
     assert show._rate("gemm-float32", 9.85e10) == "98.5 GFLOP/s"
     assert show._rate("gemm-float32", 5.1e13) == "51 TFLOP/s"
