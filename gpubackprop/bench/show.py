@@ -28,8 +28,8 @@ def text(report: Rows) -> str:
         parts.append(_determinism(report))
     if unsteady := list(_unsteady(report)):
         parts.append(
-            f"the slowest turn took over {WIDE:g} times the quickest, as when other programs use the "
-            f"machine, so that these say little: {', '.join(unsteady)}"
+            f"the slowest turn took over {WIDE:g} times the quickest, as when other programs use "
+            f"the machine, so that these say little: {', '.join(unsteady)}"
         )
     return "\n\n".join(parts)
 
