@@ -70,6 +70,19 @@ def test_a_pack_off_its_boundary_is_reported(tiny, move):
 
 
 @needs_compiler
+def test_a_global_store_into_shared_memory_is_reported(tiny):
+    text = (
+        "__global__ void race(float* x) {\n  __shared__ Pack<float> p[2];\n"
+        "  store_pack(x, p[0], true, 4);\n  store_pack(%s, p[0], true, 4);\n}\n"
+    )
+    x = np.zeros(16, np.float32)
+    x = x[-x.ctypes.data % 16 // 4 :][:4]
+    tiny(text % "x", "float*")(1, 32, (x,))
+    with pytest.raises(RuntimeError, match="shared memory where a global one"):
+        tiny(text % "p[1].item", "float*")(1, 32, (x,))
+
+
+@needs_compiler
 def test_wrong_arguments_are_refused():
     kernel = shim.library("norm", "float")["column_sum<float>"]
     x, n = np.zeros((4, 4), np.float32), np.int64(4)

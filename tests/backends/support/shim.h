@@ -28,6 +28,8 @@
 // Off its boundary it is left where it is, lest the CPU stop; the launch then fails as a GPU's would.
 #define MOVED_AT_ONCE(x, bytes) \
   if (!shim::at_boundary(x, bytes)) return
+#define STORED_GLOBALLY(x) \
+  if (shim::shared(x)) return
 #define __shared__ static  // one block at a time: a static variable is the block's own
 
 struct dim3_ {
@@ -62,6 +64,15 @@ static void (*body)(void*);
 static void* body_data;
 static unsigned char exchange[1024][8];
 static bool misplaced;  // whether a pack was moved at once that is not at a boundary of its size
+
+// Where the linker puts this library's static variables, and with them what kernels share.
+extern "C" char __bss_start[] __attribute__((visibility("hidden"))), _end[] __attribute__((visibility("hidden")));
+static bool astray;  // whether an instruction for memory that all blocks see was given an address in shared memory
+
+inline bool shared(const void* place) {
+  astray = astray || ((size_t)place >= (size_t)__bss_start && (size_t)place < (size_t)_end);
+  return astray;
+}
 
 inline bool at_boundary(const void* place, size_t bytes) {
   misplaced = misplaced || (size_t)place % bytes;
@@ -148,12 +159,12 @@ template <typename F> int launch(unsigned grid, unsigned block, bool reversed, F
   body_data = &kernel;
   blockDim = {block, 1, 1};
   gridDim = {grid, 1, 1};
-  misplaced = false;
+  misplaced = astray = false;
   for (unsigned b = 0; b < grid; ++b) {
     blockIdx = {b, 0, 0};
     if (run_block(block, reversed)) return 1;
   }
-  return misplaced ? 2 : 0;
+  return misplaced ? 2 : astray ? 3 : 0;
 }
 
 }  // namespace shim

@@ -25,6 +25,11 @@ except ImportError:  # then there are no arrays of it
     BFLOAT16 = None
 else:
     BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+WRONG = {
+    1: "the threads wait for each other for ever",
+    2: "misaligned address",
+    3: "an address in shared memory where a global one is needed",
+}
 WITH_STEPS = {"attention", "attention_queries", "attention_keys"}
 """Kernels that are told how far apart the rows of their arrays are."""
 _POINTED = {
@@ -79,7 +84,7 @@ class Kernel:
             If an array is not of the type that the kernel reads, or a scalar not of its width.
         RuntimeError
             If the threads of a block wait for each other for ever, or several elements were moved
-            at once across a boundary.
+            at once across a boundary, or an instruction for global memory is given shared memory.
         """
         cells = []
         for argument, value in zip(self.signature.arguments, arguments, strict=True):
@@ -107,8 +112,7 @@ class Kernel:
             raise RuntimeError(f"{self.expression}: cannot launch {grid} blocks of {block} threads")
         wrong = self._function(pointers, grid, block, int(reverse))
         if wrong:
-            why = "the threads wait for each other for ever" if wrong == 1 else "misaligned address"
-            raise RuntimeError(f"{self.expression}: {why}")
+            raise RuntimeError(f"{self.expression}: {WRONG[wrong]}")
 
 
 @functools.cache

@@ -35,7 +35,9 @@ template <typename T, int L = 16 / sizeof(T)> struct alignas(L * sizeof(T)) Pack
   T item[L];
 };
 #ifndef GPUBACKPROP_SHIM
-#define MOVED_AT_ONCE(x, bytes)  // what runs the kernels on a CPU looks whether x is at a boundary: a GPU stops where it is not
+// What runs the kernels on a CPU looks whether x is at a boundary, and whether it is global memory: a GPU stops where it is not.
+#define MOVED_AT_ONCE(x, bytes)
+#define STORED_GLOBALLY(x)
 #endif
 template <typename T, int L> __device__ __forceinline__ void load_pack(Pack<T, L>& pack, const T* x, bool whole, int count) {
   if (whole) {
@@ -64,6 +66,7 @@ template <typename T, int L> __device__ __forceinline__ void store_at_once(T* x,
 template <typename T, int L> __device__ __forceinline__ void store_pack(T* x, const Pack<T, L>& pack, bool whole, int count) {
   if (whole) {
     MOVED_AT_ONCE(x, sizeof(pack));
+    STORED_GLOBALLY(x);
     store_at_once(x, pack);
     return;
   }

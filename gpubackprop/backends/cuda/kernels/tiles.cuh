@@ -252,7 +252,7 @@ __device__ __forceinline__ void load_rows(T* to, const T* from, i64 step, i64 fi
       }
 #pragma unroll
       for (int l = 0; l < L; ++l) pack.item[l] = E::stored(pack.item[l]);
-      store_pack(to + r * STRIDE + f, pack, true, L);
+      *reinterpret_cast<Pack<T, L>*>(to + r * STRIDE + f) = pack;
     }
   } else {
 #pragma unroll 1
