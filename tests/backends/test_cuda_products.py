@@ -504,6 +504,21 @@ def test_a_refusal_at_the_last_moment(cuda, library):
     assert library("calls") == calls, "it was asked again"
 
 
+def test_what_the_library_does_not_know_for_the_moment_is_asked_again(cuda, library):
+    """cuBLASLt of CUDA 13.3 proposes no algorithm while a stream is captured, by this thread or
+    another. A product that was first made then is the library's later on."""
+    x, w, bias = (cuda.asarray(random(s)) for s in ((3, 5), (4, 5), (4,)))
+    library.set("refuse", 5)
+    with pytest.warns(RuntimeWarning, match="refuses the product of float32"):
+        y = cuda.linear(x, w, bias)
+    expected = wide(cuda.to_numpy(x)) @ wide(cuda.to_numpy(w)).T + wide(cuda.to_numpy(bias))
+    close(cuda.to_numpy(y), expected, "float32", 5)
+    library.set("refuse", 0)
+    calls = library("calls")
+    close(cuda.to_numpy(cuda.linear(x, w, bias)), expected, "float32", 5)
+    assert library("calls") == calls + 1, "the answer of a moment was kept"
+
+
 def test_a_refusal_keeps_no_array_alive(cuda, library):
     library.set("refuse", 2)
     x = cuda.asarray(random((3, 3)))

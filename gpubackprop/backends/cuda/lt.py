@@ -43,6 +43,9 @@ WORKSPACE = 32 << 20  # bytes; what NVIDIA recommends for the newest GPUs
 CANDIDATES = 8
 MOST_PLANS = 4096
 NOT_SUPPORTED = 15  # CUBLAS_STATUS_NOT_SUPPORTED
+FINAL = (7, 8, NOT_SUPPORTED)  # CUBLAS_STATUS_INVALID_VALUE, ARCH_MISMATCH
+"""What the library answers about a problem. All else is about the moment: cuBLASLt of CUDA 13.3
+proposes no algorithm while a stream is captured (INTERNAL_ERROR), and does a moment later."""
 
 # Attributes of the library's objects.
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
@@ -57,7 +60,21 @@ class LtError(DeviceError):
 
 
 class RefusedError(LtError):
-    """cuBLASLt has no algorithm for a product; another one may serve."""
+    """cuBLASLt has no algorithm for a product; another one may serve.
+
+    Parameters
+    ----------
+    words : what was refused and why.
+    status : the library's answer.
+
+    Attributes
+    ----------
+    final : whether asking again is of no use.
+    """
+
+    def __init__(self, words: str, status: int = NOT_SUPPORTED) -> None:
+        super().__init__(words)
+        self.final = status in FINAL
 
 
 class _Found(ctypes.Structure):
@@ -204,7 +221,7 @@ class Plan:
         finally:
             _destroy(mine)
         if status:
-            raise RefusedError(f"cuBLASLt refuses {problem}: {lt.words(status)}")
+            raise RefusedError(f"cuBLASLt refuses {problem}: {lt.words(status)}", status)
         for one in itertools.islice(found, count.value):
             splits, scheme = (lt.config(one, attribute) for attribute in (_SPLITS, _SCHEME))
             fixed = splits <= 1 or (scheme and not scheme & ~problem.schemes)
@@ -301,7 +318,7 @@ class CublasLt:
         Raises
         ------
         RefusedError
-            If the library has no algorithm for it; at once, where it was asked before.
+            If the library has no algorithm for it; at once, where it said so before.
         """
         found = self._plans.get(problem)
         if found is None:
@@ -310,6 +327,8 @@ class CublasLt:
             try:
                 found = Plan(self, problem)
             except RefusedError as error:
+                if not error.final:
+                    raise
                 found = str(error)  # an error that is kept would keep the arrays of its callers
             self._plans[problem] = found
         if isinstance(found, str):
@@ -338,7 +357,8 @@ class CublasLt:
         """A new object of the library, noted in `made` with what destroys it."""
         handle = c_void_p()
         if status := getattr(self.lib, f"cublasLt{kind}Create")(byref(handle), *arguments):
-            raise RefusedError(f"cuBLASLt makes no {kind} of {arguments}: {self.words(status)}")
+            words = f"cuBLASLt makes no {kind} of {arguments}: {self.words(status)}"
+            raise RefusedError(words, status)
         made.append((getattr(self.lib, f"cublasLt{kind}Destroy"), handle))
         return handle
 
@@ -348,7 +368,8 @@ class CublasLt:
         if status := function(handle, attribute, byref(value), ctypes.sizeof(value)):
             raise RefusedError(
                 f"cuBLASLt refuses {value.value} as attribute {attribute} of {kind}: "
-                f"{self.words(status)}"
+                f"{self.words(status)}",
+                status,
             )
 
     def config(self, found: _Found, attribute: int) -> int:

@@ -30,8 +30,9 @@ class _Ready(NamedTuple):
     Attributes
     ----------
     shape, dtype : of the result.
-    how : ``"plan"``, or what else is to be done: ``"plain"`` (CuPy's product), ``"empty"`` (there
-        is nothing to add up), ``"cast"`` (the operands to the result's dtype) or ``"copy"``.
+    how : ``"plan"``, or what else is to be done: ``"plain"`` (CuPy's product), ``"now"`` (the same,
+        this time), ``"empty"`` (there is nothing to add up), ``"cast"`` (the operands to the
+        result's dtype) or ``"copy"``.
     plan : the library's.
     swapped : whether its operands are exchanged.
     offsets : in bytes, of the operands and the result of each call.
@@ -168,7 +169,8 @@ class CudaProducts(CupyProducts):
             if len(self._signatures) >= MOST_SIGNATURES:
                 self._signatures.clear()
             ready = self._product_ready(lt, x1, x2, out, bias, activation, copied, auxiliary)
-            self._signatures[key] = ready
+            if ready.how != "now":
+                self._signatures[key] = ready
         options = (bias, activation, alpha, beta)
         if ready.plan is None:
             return self._product_other(ready, x1, x2, out, options, start, auxiliary)
@@ -199,7 +201,7 @@ class CudaProducts(CupyProducts):
         auxiliary: Array | None,
     ) -> Array | None:
         """A product that is not one call of the library."""
-        if ready.how == "plain":
+        if ready.how in ("plain", "now"):
             return None
         if start is not None:
             self.copyto(out, start)
@@ -335,11 +337,11 @@ class CudaProducts(CupyProducts):
     def _product_refused(
         self, error: RefusedError, x1: Array, x2: Array, bias: Array | None, activation: str
     ) -> _Ready:
-        """A product that the library will not be asked for again."""
+        """A product that the library will not be asked for again, if that is of no use."""
         if bias is None and not activation:  # else the product without them comes next
             self._refusals[_described(x1, x2)] = str(error)
             _warn(f"{error}; this product on {self.device} is CuPy's, without CUDA graphs")
-        return _Ready()
+        return _Ready(how="plain" if error.final else "now")
 
     def _product_uncaptured(self, x1: Array, x2: Array, error: Exception) -> str:
         """Why a product keeps its step from being one launch."""

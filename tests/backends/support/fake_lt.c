@@ -10,13 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OK = 0, NOT_INITIALIZED = 1, INVALID = 7, FAILED = 13, NOT_SUPPORTED = 15 };
+enum { OK = 0, NOT_INITIALIZED = 1, INVALID = 7, FAILED = 13, INTERNAL = 14, NOT_SUPPORTED = 15 };
 enum { F32 = 0, F64 = 1, F16 = 2, BF16 = 14 };
 enum { IN_PLACE = 1, APART = 2, IN_TYPE = 4 };
 enum { DESC = 0xdeca, LAYOUT = 0x1a70, PREFERENCE = 0x9ef, HANDLE = 0xba5 };
 
 /* What the tests set and read. */
-int fake_lt_refuse = 0; /* 1 epilogues, 2 every problem, 3 at the product itself, 4 fail there */
+int fake_lt_refuse = 0; /* 1 epilogues, 2 every problem, 3 at the product itself, 4 fail there, 5 propose nothing for the moment */
 int fake_lt_calls = 0, fake_lt_asked = 0, fake_lt_in_place = 0, fake_lt_apart = 0, fake_lt_live = 0;
 int fake_lt_compute = 0, fake_lt_epilogue = 0, fake_lt_batch = 0;
 int fake_lt_without = 0;                      /* an epilogue that it does not have */
@@ -171,7 +171,7 @@ int cublasLtMatmulAlgoGetHeuristic(void *h, void *operation, void *a, void *b, v
     *count = 0;
     fake_lt_asked++;
     if (!h || *(uint32_t *)h != HANDLE || c != d || !p || p->kind != PREFERENCE) return INVALID;
-    int status = fits(operation, a, b, d);
+    int status = fake_lt_refuse == 5 ? INTERNAL : fits(operation, a, b, d);
     if (status) return status;
     if (fake_lt_refuse == 2 || (fake_lt_refuse == 1 && ((desc *)operation)->epilogue != 1)) return NOT_SUPPORTED;
     const desc *o = operation;
