@@ -180,7 +180,9 @@ class Replay:
             _take_back(done)
 
     def _begin(self, arrays: Sequence[Array], done: list[Live]) -> None:
-        """Fill the inputs, and read the live numbers (noting in `done` which)."""
+        """Follow the run before, fill the inputs, and read the live numbers (noting in `done`
+        which)."""
+        self._place = self.backend.follow(self._place)
         copyto, numbers = self.backend.copyto, self.numbers
         for view, array in zip(self._inputs, arrays, strict=True):
             copyto(view, array)
@@ -230,7 +232,6 @@ class Replay:
         """
         done: list[Live] = []
         try:
-            self._place = self.backend.follow(self._place)
             self._begin(arrays, done)
             if self.launch is None or not self.launch.run(self):
                 for step in self.steps:

@@ -15,7 +15,7 @@ import pytest
 from gpubackprop.backends.cuda import order
 from tests.backends.support import fake_lt, shim
 from tests.compile.support import graph_cupy
-from tests.compile.test_graphs import captured, device
+from tests.compile.test_graphs import Training, captured, device
 
 MISSING = shim.missing() or fake_lt.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the compilers are there")
@@ -73,6 +73,24 @@ def test_steps_on_different_streams_follow_one_another() -> None:
     assert found == expected.losses(6)
     waits = [name for what, name in cupy.log if what == "wait"]
     assert waits == [s.name for s in (first, second, first, cupy.main, second)]
+
+
+def test_the_first_replay_follows_the_comparison_with_the_function() -> None:
+    """It may be on another stream, and lies in the same memory."""
+    training, expected = Training().compile(), Training()
+    cupy = training.cupy
+    first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    found = []
+    for stream in (first, first, first, first, second):  # recorded, compared, replayed
+        replays = [e.replay for e in training.run.entries if e.replay is not None]
+        cupy.log.clear()
+        with stream:
+            loss = training.run(*training.batch())
+        stream.run(len(stream.tasks))
+        found.append(loss.item())
+    assert len(replays) == 1, training.run.explain()
+    assert [name for what, name in cupy.log if what == "wait"] == [second.name]
+    assert found == expected.losses(5)
 
 
 @pytest.mark.parametrize("ranked", [1000, 8], ids=["by ranks", "by digits"])
