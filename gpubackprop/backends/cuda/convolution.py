@@ -182,5 +182,17 @@ class CudaConvolution(CudaProducts):
 
     def _launch(self, kernel: str, w: Windows, given: Array, result: Array, images: Array) -> None:
         numbers = (images.shape[0], w.channels, w.groups, *w.axes)
-        element, launch = self._element(result), geometry.over(result.size)
-        self.kernels.launch(kernel, (element,), launch, given, result, *numbers)
+        template, launch = self._columns_making(w, given, result)
+        self.kernels.launch(kernel, template, launch, given, result, *numbers)
+
+    def _columns_making(
+        self, w: Windows, given: Array, result: Array
+    ) -> tuple[tuple[str | None, str, str], geometry.Launch]:
+        """The kernels' template arguments, and the launch: 16 bytes of a group's channels for each
+        thread where they are whole pieces of 16, and numbers of 32 bits where none is larger."""
+        lanes = 16 // result.dtype.itemsize
+        packed = w.channels // w.groups % lanes == 0
+        launch = geometry.over(result.size // lanes if packed else result.size)
+        largest = max(given.size, result.size, 4 * max(w.axes)) + launch.grid * launch.block
+        unsigned = "u32" if largest < 2**31 else "u64"
+        return (self._element(result), unsigned, str(int(packed))), launch
