@@ -14,12 +14,14 @@ for each step. The run's own counts only ever say what was heard.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gpubackprop.autograd import Tensor
+from gpubackprop.backends import Array
 from gpubackprop.backends.launching import Arriving
 from gpubackprop.errors import NonFiniteError
 from gpubackprop.optim import Scheduler
@@ -80,7 +82,7 @@ class Updates:
         """Find the network's generators and buffers, which may be others than before."""
         model = self.step.model
         self._generators = dict(model.named_generators())
-        self._buffers = list(model.buffers()) if self.ahead else []
+        self._buffers = Buffers(list(model.buffers()) if self.ahead else [])
 
     def ask(self, batch: Batch, clip_value: float | None, clip_norm: float | None) -> None:
         """Ask for a step: forward, backward, update.
@@ -94,7 +96,7 @@ class Updates:
         if self._broken_off:
             step.numerics.go_on()
         places = [g.state() for g in self._generators.values()]
-        put_back = kept(self._buffers) if self._buffers else _nothing
+        put_back = self._buffers.keep() if self._buffers else _nothing
         self._broken_off = True
         arriving = step.gradients(batch)
         rates = 0 if scheduler is None else scheduler.last_step
@@ -185,22 +187,52 @@ def _nothing() -> None:
     """Puts nothing back."""
 
 
-def kept(buffers: Sequence[Tensor]) -> Callable[[], None]:
-    """Keep the contents of buffers, in one array for each dtype; the result puts them back."""
-    groups: dict[tuple[int, str], list[Tensor]] = {}
-    for b in buffers:
-        groups.setdefault((id(b.backend), b.dtype.name), []).append(b)
-    copies = [
-        group[0].backend.concatenate([b.backend.reshape(b.array, (-1,)) for b in group])
-        for group in groups.values()
-    ]
+class Buffers:
+    """Tensors whose contents are kept for each step, those of one dtype in one array.
 
-    def put_back() -> None:
-        for flat, group in zip(copies, groups.values(), strict=True):
-            start = 0
-            for b in group:
-                part = b.backend.getitem(flat, slice(start, start + b.size))
-                b.backend.copyto(b.array, b.backend.reshape(part, b.shape))
-                start += b.size
+    Parameters
+    ----------
+    tensors : whose shapes and dtypes stay; their arrays may be exchanged.
+    """
 
-    return put_back
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        groups: dict[tuple[int, str], list[Tensor]] = {}
+        for t in tensors:
+            groups.setdefault((id(t.backend), t.dtype.name), []).append(t)
+        self._groups = list(groups.values())
+        self._tensors = [t for group in self._groups for t in group]
+        self._arrays: list[Array] = []
+        self._flat: list[list[Array]] = []
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def keep(self) -> Callable[[], None]:
+        """Keep the contents as they are now; the result puts them back."""
+        # Hundreds of views would cost the host more than the rest of a step.
+        if not self._flat or any(
+            t.array is not a for t, a in zip(self._tensors, self._arrays, strict=True)
+        ):
+            self._look()
+        copies = [
+            group[0].backend.concatenate(flat)
+            for group, flat in zip(self._groups, self._flat, strict=True)
+        ]
+
+        def put_back() -> None:
+            for flat, group in zip(copies, self._groups, strict=True):
+                start = 0
+                for t in group:
+                    part = t.backend.getitem(flat, slice(start, start + t.size))
+                    t.backend.copyto(t.array, t.backend.reshape(part, t.shape))
+                    start += t.size
+
+        return put_back
+
+    def _look(self) -> None:
+        """Make the views that are read."""
+        self._arrays = [t.array for t in self._tensors]
+        self._flat = [[t.backend.reshape(t.array, (-1,)) for t in group] for group in self._groups]
+        for t, flat in zip(self._tensors, itertools.chain(*self._flat), strict=True):
+            if t.backend.owner(flat) is not t.backend.owner(t.array):
+                self._arrays = [None] * len(self._tensors)  # a copy, good for this time only

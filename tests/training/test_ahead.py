@@ -20,7 +20,7 @@ from gpubackprop.errors import NonFiniteError, OutOfMemoryError
 from gpubackprop.nn import functional as F  # noqa: N812
 from gpubackprop.optim.schedules import Cosine
 from gpubackprop.training import EarlyStopping, Trainer
-from gpubackprop.training.ahead import kept
+from gpubackprop.training.ahead import Buffers
 from gpubackprop.training.checkpoint import CheckpointFolder
 from gpubackprop.training.interrupt import Interrupted
 from gpubackprop.training.progress import Progress
@@ -343,14 +343,29 @@ def test_buffers_are_kept_and_put_back() -> None:
         gb.Tensor(np.arange(4.0), cpu),
         gb.Tensor(np.ones((0, 3), np.float32), cpu),
         gb.Tensor(np.full((3,), 2, np.float32), cpu),
+        gb.Tensor(np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::2], cpu),  # has no flat view
     ]
-    before = [b.numpy().copy() for b in buffers]
-    put_back = kept(buffers)
-    for b in buffers:
-        b.array[...] = -1
-    put_back()
-    for b, x in zip(buffers, before, strict=True):
-        np.testing.assert_array_equal(b.numpy(), x)
+    kept = Buffers(buffers)
+    for at in range(3):
+        before = [b.numpy().copy() for b in buffers]
+        put_back = kept.keep()
+        for b in buffers:
+            b.array[...] = -1
+        put_back()
+        for b, x in zip(buffers, before, strict=True):
+            np.testing.assert_array_equal(b.numpy(), x)
+            b.array[...] = x + 1  # as a step does
+        buffers[0].array = np.full((2, 3), at, np.float32)  # as a checkpoint that is loaded may
+
+
+def test_a_step_makes_no_kernel_call_for_each_buffer() -> None:
+    backend, cupy = device()
+    buffers = [gb.tensor(np.full((2, 3), i, np.float32), device=backend) for i in range(20)]
+    kept = Buffers(buffers)
+    kept.keep()
+    before = cupy.eager
+    kept.keep()
+    assert cupy.eager == before + 1
 
 
 def test_a_scale_that_is_held_stays() -> None:
