@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.cuda import matrices
-from gpubackprop.backends.joined import mask_shape
+from gpubackprop.backends.joined import JoinedKernels
 from tests.backends import test_cuda_products as cases
 from tests.backends.test_cuda_products import DTYPES, LAYOUTS, SHAPES, close, random, wide
 from tests.compile import test_accumulate as steps
@@ -338,25 +340,53 @@ def test_joined_products(cuda, dtype, activation, sizes):
     assert (rest <= 16 * max(unit, 2.0**-20) * (1 + np.abs(found.T) @ np.abs(host[0]))).all()
 
 
-@pytest.mark.xfail(strict=False, reason="NVIDIA does not say; a failure costs speed and no digits")
-@pytest.mark.parametrize("sizes", [(128, 512, 512), (4096, 768, 3072)], ids=str)
-@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
-@pytest.mark.parametrize("kernel", ["relu", "relu back", "gelu", "gelu back", "sums"])
-def test_what_this_gpu_joins(cuda, sizes, precision, kernel):
-    """What a trial of a compiled step says, for each kernel and kind of number."""
+def call_of(cuda, kernel, precision, sizes):
+    """Name and arguments of the call that :data:`CALLS` names, on a layer of these sizes."""
     cuda.precision = precision if precision == "tf32" else "float32"
     dtype = "float32" if precision == "tf32" else precision
     x, w, b, dy, above = layer(cuda, dtype, *sizes)
-    y = cuda.empty((sizes[0], sizes[2]), x.dtype)
     activation = "relu" if kernel.startswith("relu") else "gelu_tanh"
     if kernel == "sums":
-        assert cuda.joins("matmul_row_sums", y.T, x)
-    elif kernel.endswith("back"):
-        mask = cuda.empty(mask_shape(y.shape), np.uint8) if activation == "relu" else None
-        args = (dy, above, y, mask, activation, True)
-        assert cuda.joins("matmul_activation_backward", *args)
-    else:
-        assert cuda.joins("linear_activation", x, w, b, activation, True)
+        return "matmul_row_sums", cuda.matmul(dy, above).T, x
+    if not kernel.endswith("back"):
+        return "linear_activation", x, w, b, activation, True
+    y, kept = cuda.linear_activation(x, w, b, activation, True)
+    value, mask = (y, kept) if activation == "relu" else (kept, None)
+    return "matmul_activation_backward", dy, above, value, mask, activation, True
+
+
+CALLS = ["relu", "relu back", "gelu", "gelu back", "sums"]
+
+
+@pytest.mark.xfail(strict=False, reason="NVIDIA does not say; a failure costs speed and no digits")
+@pytest.mark.parametrize("sizes", [(128, 512, 512), (4096, 768, 3072)], ids=str)
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kernel", CALLS)
+def test_what_this_gpu_joins(cuda, sizes, precision, kernel):
+    """What a trial of a compiled step says, for each kernel and kind of number."""
+    assert cuda.joins(*call_of(cuda, kernel, precision, sizes))
+
+
+@pytest.mark.parametrize("sizes", [(128, 512, 512), (4096, 768, 3072)], ids=str)
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kernel", CALLS)
+def test_what_is_joined_is_not_slower_than_its_parts(cuda, sizes, precision, kernel):
+    """A trial looks at digits only. cuBLASLt may serve an epilogue by a slower product, or by a
+    kernel of its own behind it: then this call should not be joined."""
+    name, *args = call_of(cuda, kernel, precision, sizes)
+    if not cuda.joins(name, *args):
+        pytest.skip("it is not joined here")
+    graphs = []  # in which steps run; else Python would be what is measured
+    for way in (getattr(cuda, name), partial(getattr(JoinedKernels, name), cuda)):
+        way(*args)
+        graphs.append(cuda.capture([(name, partial(way, *args))] * 20))
+        assert not isinstance(graphs[-1], str), graphs[-1]
+    clock, seconds = cuda.clock(), [[], []]
+    for _ in range(9):  # in turns, so that both meet the same clock rates
+        for graph, found in zip(graphs, seconds, strict=True):
+            found.append(clock.seconds(graph.launch, 5))
+    joined, parts = (statistics.median(found) for found in seconds)
+    assert joined <= 1.05 * parts, f"{joined / parts:.2f} of the time of its parts"
 
 
 @pytest.mark.parametrize("dtype", KINDS)
