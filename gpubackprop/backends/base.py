@@ -58,6 +58,9 @@ class Backend(
     has_tf32 : whether products of float32 arrays can be made in TF32.
     adds_products : whether ``addmm`` and ``wide_matmul`` are one kernel each: products are added,
         and those of halves made float32, before they are anywhere in memory.
+    rounds_norms : whether normalisation of float32 rows over their last axes can write a result of
+        half precision, and take such a cotangent, at no cost.
+    leaves_gaps : kernels whose results may have gaps between their rows at no cost.
     run_ahead : how many steps of a training the host may ask for before it hears what came of the
         first of them; 0 where it does the work itself.
     precision : ``"float32"`` or ``"tf32"``, as it holds now for the thread that asks.
@@ -69,6 +72,8 @@ class Backend(
     array_type: type
     has_tf32: bool = False
     adds_products: bool = False
+    rounds_norms: bool = False
+    leaves_gaps: frozenset[str] = frozenset()
     run_ahead: int = 0
     precision = ProductPrecision()
 

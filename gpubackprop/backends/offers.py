@@ -42,6 +42,11 @@ def taken(fits: Callable[[Array], bool]) -> Array | None:
     return None
 
 
+def offer_again(arrays: Sequence[Array]) -> None:
+    """Put on offer, before all others, what was taken and not used."""
+    _OFFER.arrays = (*arrays, *_OFFER.arrays)
+
+
 def settled(K: Any, outs: Sequence[Array], found: Any) -> None:
     """Copy the results of a kernel of backend `K` that do not lie in `outs` there.
 

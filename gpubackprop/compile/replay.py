@@ -20,7 +20,9 @@ from gpubackprop.backends import Array, Backend
 from gpubackprop.compile import passes
 from gpubackprop.compile.accumulate import accumulated, widened
 from gpubackprop.compile.checking import WHOLE
+from gpubackprop.compile.gathered import gathered
 from gpubackprop.compile.graph import one_launch
+from gpubackprop.compile.halved import halved
 from gpubackprop.compile.joined import joined
 from gpubackprop.compile.plain import Thunk, UnfusedError, thunk
 from gpubackprop.compile.plan import Memory, Plan, chain_in_place, lifetimes, peak_of, plan_memory
@@ -113,12 +115,16 @@ class Replay:
         calls = passes.copies(calls)
         calls = passes.placed(calls)
         calls = passes.dead(calls, kept)
+        if backend.rounds_norms:
+            calls = halved(calls, kept)
         if backend.adds_products:
             calls = widened(calls, kept)
         if fast or backend.adds_products:
             calls = accumulated(calls, kept)
         if backend.adds_products:
             calls = joined(calls, kept, backend)
+        if backend.leaves_gaps:
+            calls = gathered(calls, kept, backend.leaves_gaps)
         if recompute:
             self.report.kept = peak_of(lifetimes(calls, kept, recording.inputs))[0]
             calls, self.report.again = recomputed(calls, kept, recording.inputs)

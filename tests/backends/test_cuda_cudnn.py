@@ -18,6 +18,7 @@ from gpubackprop.backends.base import Backend
 from gpubackprop.backends.cpu.backend import NumPyBackend
 from gpubackprop.backends.cuda import CUDABackend
 from gpubackprop.backends.cuda import cudnn_graphs as graphs
+from gpubackprop.backends.offers import offered
 from gpubackprop.errors import ConfigError, DeviceError
 from tests.backends.support import attention_cases, convolution_cases, shim
 from tests.backends.support.convolution_cases import fill
@@ -159,6 +160,34 @@ def test_arrays_that_engines_can_read_are_not_copied(here, monkeypatch):
     x, weight = (fill(s, 1).astype(np.float16) for s in ((2, 3, 3, 8), (8, 8, 1, 1)))
     here.call("conv", x, weight, None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
     assert not copied
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_results_go_where_a_compiled_step_wants_them(here, monkeypatch, refused):
+    """Cotangents of queries, keys and values as columns of one array, by cuDNN or by the plain
+    kernel where cuDNN has no engine."""
+    cuda, ran = here.cuda, here.cudnn.ran
+    q, k, v = thirds(cuda, cuda.asarray(fill((2, 6, 48), 4).astype(np.float16)))
+    options = {"causal": True, "scale": 0.5}
+    y, lse = cuda.attention(q, k, v, None, **options)
+    dy = cuda.asarray(fill(y.shape, 9).astype(np.float16))
+    want = [cuda.to_numpy(a) for a in cuda.attention_backward(dy, q, k, v, None, y, lse, **options)]
+    if refused:
+        monkeypatch.setattr(cuda.cudnn, "plan", lambda *a: None)
+    joint = cuda.zeros((2, 6, 48), np.float16)
+    places = thirds(cuda, joint)
+    ran.clear()
+    with offered(places):
+        found = cuda.attention_backward(dy, q, k, v, None, y, lse, **options)
+    assert bool(ran) != refused
+    for got, place, expected in zip(found, places, want, strict=True):
+        assert cuda.layout(got) == cuda.layout(place)
+        np.testing.assert_allclose(cuda.to_numpy(place), expected, rtol=2e-3, atol=2e-3)
+    narrow = thirds(cuda, cuda.zeros((2, 6, 52), np.float16)[..., 2:50])  # not where engines write
+    with offered(narrow):
+        found = cuda.attention_backward(dy, q, k, v, None, y, lse, **options)
+    for got, expected in zip(found, want, strict=True):
+        np.testing.assert_allclose(cuda.to_numpy(got), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_results_lie_in_memory_as_what_they_are_for(here):

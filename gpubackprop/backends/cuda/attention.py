@@ -20,6 +20,8 @@ _MAX_BLOCKS = 65536
 class CudaAttention(DeviceArrays):
     """Overrides of the kernels of ``attention.py``."""
 
+    leaves_gaps = frozenset({"attention", "attention_backward"})
+
     def attention(
         self,
         q: Array,

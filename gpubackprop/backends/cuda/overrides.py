@@ -24,6 +24,7 @@ from gpubackprop.backends.cuda.arrays import DeviceArrays, order_of
 from gpubackprop.backends.cuda.choosing import Chooser
 from gpubackprop.backends.cuda.cudnn import ALIGNMENT, Plan, Policy
 from gpubackprop.backends.cuda.cudnn_graphs import Operation, Tensor
+from gpubackprop.backends.offers import offer_again, taken
 from gpubackprop.backends.primitives import Array, Shape
 
 _HALVES = ("float16", "bfloat16")
@@ -257,6 +258,7 @@ class CudnnKernels(DeviceArrays):
         name = q.dtype.name
         band = graphs.band_of(causal, past, q.shape[2], k.shape[2])
         scores = graphs.Scores(float(scale), band)
+        places = [None if i is None else self._heads_wanted(s, q.dtype) for s, i in results]
 
         def operation() -> Operation:
             there = [
@@ -264,20 +266,34 @@ class CudnnKernels(DeviceArrays):
                 for a in ready
             ]
             made = [
-                graphs.rows(s) if i is None else graphs.in_order(s, order_of(ready[i]), name)
-                for s, i in results
+                graphs.heads(s, place.strides, name)
+                if place is not None
+                else graphs.rows(s)
+                if i is None
+                else graphs.in_order(s, order_of(ready[i]), name)
+                for (s, i), place in zip(results, places, strict=True)
             ]
             return Operation(kind, (*there, *made), (scores,))
 
         def with_cudnn(plan: Plan) -> Any:
             found = [
-                self._room(s, np.float32) if i is None else self._room_like(ready[i], s)
-                for s, i in results
+                place
+                if place is not None
+                else self._room(s, np.float32)
+                if i is None
+                else self._in_order(ready[i], s)
+                for (s, i), place in zip(results, places, strict=True)
             ]
             self.cudnn.library.run(plan, *ready, *found)
             return tuple(found)
 
-        return self._settled(kind, (*_layouts(ready), name, scores), operation, with_cudnn, plain)
+        def plainly() -> Any:
+            offer_again([place for place in places if place is not None])
+            return plain()
+
+        wanted = tuple(None if place is None else place.strides for place in places)
+        key = (*_layouts(ready), wanted, name, scores)
+        return self._settled(kind, key, operation, with_cudnn, plainly)
 
     def _settled(
         self,
@@ -325,10 +341,19 @@ class CudnnKernels(DeviceArrays):
         made = self.empty(shape, dtype)
         return made if int(made.data.ptr) % ALIGNMENT == 0 else self.xp.empty(shape, dtype)
 
-    def _room_like(self, x: Array, shape: Shape) -> Array:
-        """The same, of the dtype of heads `x` and with its order in memory."""
-        made = self._laid_out_as(x, shape)
-        return made if int(made.data.ptr) % ALIGNMENT == 0 else self._in_order(x, shape)
+    def _heads_wanted(self, shape: Shape, dtype: Any) -> Array | None:
+        """What is on offer for heads, as engines may write them; None where nothing is."""
+
+        def fits(out: Array) -> bool:
+            return (
+                self._is_array(out)
+                and (out.shape, out.dtype) == (shape, dtype)
+                and out.strides[-1] == out.itemsize
+                and all(s > 0 and s % ALIGNMENT == 0 for s in out.strides[:-1])
+                and int(out.data.ptr) % ALIGNMENT == 0
+            )
+
+        return taken(fits)
 
     def _filters(self, weight: Array) -> Array:
         """(O, C / groups, *kernel) as (O, *kernel, C / groups)."""

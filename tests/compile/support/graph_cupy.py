@@ -576,10 +576,14 @@ def products_captured() -> Any:
 
 
 def _flat(value: Any) -> Any:
-    """An array without gaps whose axes are in another order as a kernel sees it: by its address."""
+    """An array without gaps whose axes are in another order, or one number that is repeated, as a
+    kernel sees it: by its address."""
     if not isinstance(value, Array) or value.on_host.flags.c_contiguous:
         return value
     values = value.on_host
+    if all(n == 1 or step == 0 for n, step in zip(values.shape, values.strides, strict=True)):
+        one = values[(slice(0, 1),) * values.ndim].reshape(-1)  # for all
+        return Array(one, value.device)
     turned = values.transpose(sorted(range(values.ndim), key=lambda i: -values.strides[i]))
     if not turned.flags.c_contiguous:
         return value  # the shim refuses it
