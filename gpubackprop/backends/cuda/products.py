@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpubackprop.backends.cuda import contraction, matrices
+from gpubackprop.backends.cuda.inner import InnerProducts
 from gpubackprop.backends.cuda.lt import CublasLt, LtError, Plan, RefusedError
 from gpubackprop.backends.cuda.matrices import Copies, View
 from gpubackprop.backends.cuda.plain_products import CupyProducts, result_shape
@@ -48,7 +49,7 @@ class _Ready(NamedTuple):
     copies: Copies = Copies(False, False, False)
 
 
-class CudaProducts(CupyProducts):
+class CudaProducts(CupyProducts, InnerProducts):
     """Overrides of the kernels that are products.
 
     Notes
@@ -68,7 +69,9 @@ class CudaProducts(CupyProducts):
         self._refusals: dict[Any, str] = {}  # by shapes and dtypes, why a product is CuPy's
 
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
-        y = self._product(x1, x2, out)
+        y = self._inner(x1, x2, out) if x1.ndim == 1 else None
+        if y is None:
+            y = self._product(x1, x2, out)
         if y is not None:
             return y
         try:

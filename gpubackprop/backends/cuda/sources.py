@@ -21,6 +21,7 @@ FILES = (
     "batch_norm",
     "optim",
     "gradient",
+    "inner",
     "scatter",
     "activations",
     "convolution",
