@@ -50,9 +50,9 @@ def test_a_custom_operation_is_checked_and_learns():
     assert match and float(match[1]) > 97
 
 
-@pytest.mark.parametrize("recipe", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.name)
-def test_recipes_train(recipe, tmp_path):
-    out = run("-m", "gpubackprop", "train", str(recipe), "--out", str(tmp_path / "run"))
+def test_a_recipe_of_ones_own_trains(tmp_path):
+    recipe = str(EXAMPLES / "spirals.toml")
+    out = run("-m", "gpubackprop", "train", recipe, "--out", str(tmp_path / "run"))
     match = re.search(r"test accuracy ([\d.]+) %", out)
     assert match and float(match[1]) > 97
 
@@ -63,4 +63,5 @@ def test_every_example_is_tested():
         "by_hand.py",
         "custom_operation.py",
         "spirals.toml",
+        "table.toml",  # in test_own_data.py
     }

@@ -190,15 +190,15 @@ def test_a_run_with_augmentation_resumes_bit_for_bit(tmp_path):
         pass
 
     broken = make_trainer(recipes.build(made), out=tmp_path / "broken")
-    save, update = broken.save, broken.update
+    save, ask = broken.save, broken._updates.ask
 
-    def stop_in_the_middle(batch):
+    def stop_in_the_middle(*arguments):
         if broken.run.step == 27:
             save()
             raise StoppedError
-        return update(batch)
+        return ask(*arguments)
 
-    broken.update = stop_in_the_middle
+    broken._updates.ask = stop_in_the_middle
     with pytest.raises(StoppedError):
         broken.fit(2)
     again = make_trainer(recipes.build(made), out=tmp_path / "broken")
