@@ -55,7 +55,9 @@ WITHIN = Mode("given", "first")
 """float32 inside, between half tensors: the kernels do it, and take float32 parameters."""
 COMMON = Mode("common", "alike")
 GIVEN = Mode("given", "alike")
-CAST = Mode("given", "given")
+OWN = Mode("given", "given")
+"""The operation sees to it: a cast, and the cost of half logits, which is float32 as everything
+within is; the largest array of many a network is then read and written in half precision only."""
 
 ROWS: dict[Mode, str] = {
     PRODUCT: "linear matmul einsum conv conv_transpose conv_weight attention",
@@ -65,8 +67,7 @@ ROWS: dict[Mode, str] = {
         "power square exp expm1 log log1p reciprocal sinh cosh tan arcsin arccos softplus "
         "sum mean var logsumexp prod cumsum softmax log_softmax "
         "layer_norm group_norm rms_norm "
-        "softmax_cross_entropy mse_loss l1_loss huber_loss binary_cross_entropy "
-        "binary_cross_entropy_with_logits"
+        "mse_loss l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits"
     ),
     # A recurrent network's state is a sum over its steps: bfloat16 would lose what is added once it
     # is below 1/256 of the state.
@@ -86,7 +87,7 @@ ROWS: dict[Mode, str] = {
         "windows scatter_windows max_pool avg_pool avg_pool_backward "
         "max min any all argmax argmin"
     ),
-    CAST: "astype",
+    OWN: "astype softmax_cross_entropy",
 }
 
 RUNS_IN: dict[str, Mode] = {name: mode for mode, names in ROWS.items() for name in names.split()}
@@ -111,7 +112,7 @@ class Policy:
         state.policy = None  # the casts, and the operation itself, run as they are
         try:
             mode = RUNS_IN.get(op.name, COMMON)
-            if mode is CAST:
+            if mode is OWN:
                 return apply(op, *inputs, **params)
             if not all([x is None or isinstance(x, (tape.TENSOR, *tape.NUMBERS)) for x in inputs]):
                 inputs = tape.as_tensors(op, inputs)

@@ -218,12 +218,13 @@ class Composites(Products):
         weight: Array | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array, Array]:
         """Cross-entropy of each row of logits with a class index.
 
         Parameters
         ----------
-        x : (N, C) logits.
+        x : (N, C) logits. Of half precision, they are computed with in float32, and so are all
+            results.
         target : (N,) integers in [0, C), or `ignore_index`.
         weight : (C,) weight of each class, or None for ones.
         ignore_index : rows with this target cost nothing.
@@ -232,42 +233,54 @@ class Composites(Products):
         Returns
         -------
         loss : (N,) cost of each row, already weighted.
-        log_probabilities : (N, C), for the backward rule.
+        top, total : (N,) the row's largest logit and the sum of ``exp(x - top)``, for the backward
+            rule. They are two: their one number ``top + log(total)`` would lose digits of large
+            logits.
 
         Notes
         -----
         A target outside the range raises ``IndexError`` on the host; on a device that would have to
         stop to look, the row's loss is NaN instead.
         """
-        logp = self.log_softmax(x, axis=1)
+        x, rows = self._wide(x), target.shape
+        top = self.detach(self.max(x, axis=1, keepdims=True))
+        shifted = self.subtract(x, top)
+        total = self.sum(self.exp(shifted), axis=1, keepdims=True)
         q = self.smoothed_targets(
             target, x.shape[1], x.dtype, weight, ignore_index, label_smoothing
         )
         # A class without a share costs nothing, even at a logit of -inf.
+        logp = self.subtract(shifted, self.log(total))
         cost = self.multiply(q, self.where(self.equal(q, 0), 0.0, logp))
-        return self.negative(self.sum(cost, axis=1)), logp
+        loss = self.negative(self.sum(cost, axis=1))
+        return loss, self.reshape(top, rows), self.reshape(total, rows)
 
     def softmax_cross_entropy_backward(
         self,
         dy: Array,
-        log_probabilities: Array,
+        x: Array,
+        top: Array,
+        total: Array,
         target: Array,
         weight: Array | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> Array:
-        """dy * (softmax(x) * sum(q) - q) with the (smoothed, weighted) target q; dy has shape (N,),
-        the result (N, C)."""
-        logp = log_probabilities
+        """dy * (softmax(x) * sum(q) - q) with the (smoothed, weighted) target q; dy, top and total
+        have shape (N,), the result that of x, (N, C), and its dtype where that is of half
+        precision."""
+        wide, column = self._wide(x), (target.shape[0], 1)
         q = self.smoothed_targets(
-            target, logp.shape[1], logp.dtype, weight, ignore_index, label_smoothing
+            target, x.shape[1], wide.dtype, weight, ignore_index, label_smoothing
         )
-        slope = self.subtract(self.multiply(self.exp(logp), self.sum(q, axis=1, keepdims=True)), q)
-        dx = self.multiply(self.reshape(dy, (dy.shape[0], 1)), slope)
+        e = self.exp(self.subtract(wide, self.reshape(top, column)))
+        softmax = self.divide(e, self.reshape(total, column))
+        slope = self.subtract(self.multiply(softmax, self.sum(q, axis=1, keepdims=True)), q)
+        dx = self.multiply(self.reshape(dy, column), slope)
         # An ignored row gets exactly 0, also where its logits or dy (of a mean of nothing) are not
         # finite.
-        ignored = self.equal(self.reshape(target, (target.shape[0], 1)), ignore_index)
-        return self.where(ignored, 0.0, dx)
+        dx = self.where(self.equal(self.reshape(target, column), ignore_index), 0.0, dx)
+        return dx if wide is x else self.astype(dx, x.dtype)
 
     def smoothed_targets(
         self,
@@ -286,7 +299,7 @@ class Composites(Products):
         if label_smoothing:
             q = self.add(self.multiply(q, 1.0 - label_smoothing), label_smoothing / classes)
         if weight is not None:
-            q = self.multiply(q, weight)
+            q = self.multiply(q, self._wide(weight))
         q = self.where(self.any(hit, axis=1, keepdims=True), q, math.nan)
         return self.where(self.equal(column, ignore_index), 0.0, q)
 

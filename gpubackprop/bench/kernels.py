@@ -147,22 +147,22 @@ def _layer_norm_backward(K: Backend, sizes: Sizes) -> Callable[[], Any]:
     return lambda: K.layer_norm_backward(dy, x, w, mean, rstd, 1)
 
 
-def _logits(K: Backend, sizes: Sizes) -> tuple[Array, Array]:
-    rows = elements(sizes, 8, CLASSES) // CLASSES
+def _logits(K: Backend, sizes: Sizes, bytes_each: int) -> tuple[Array, Array]:
+    rows = elements(sizes, bytes_each, CLASSES) // CLASSES
     target = np.random.default_rng(0).integers(0, CLASSES, rows)
     return _random(K, rows, CLASSES), K.asarray(target)
 
 
 def _cross_entropy(K: Backend, sizes: Sizes) -> Callable[[], Any]:
-    x, target = _logits(K, sizes)
+    x, target = _logits(K, sizes, 4)
     return lambda: K.softmax_cross_entropy(x, target)
 
 
 def _cross_entropy_backward(K: Backend, sizes: Sizes) -> Callable[[], Any]:
-    x, target = _logits(K, sizes)
-    _, logp = K.softmax_cross_entropy(x, target)
+    x, target = _logits(K, sizes, 8)
+    _, *spread = K.softmax_cross_entropy(x, target)
     dy = K.full((x.shape[0],), 1.0 / x.shape[0], np.float32)
-    return lambda: K.softmax_cross_entropy_backward(dy, logp, target)
+    return lambda: K.softmax_cross_entropy_backward(dy, x, *spread, target)
 
 
 def _gelu(K: Backend, sizes: Sizes) -> Callable[[], Any]:
@@ -282,7 +282,7 @@ CASES: dict[str, Case] = {
     "layer-norm": Case("layer norm", _layer_norm, "copy", _moved(8, COLUMNS)),
     "layer-norm-backward": Case("its gradients", _layer_norm_backward, "copy", _moved(12, COLUMNS)),
     "softmax-cross-entropy": Case(
-        "cross-entropy of the softmax", _cross_entropy, "copy", _moved(8, CLASSES)
+        "cross-entropy of the softmax", _cross_entropy, "copy", _moved(4, CLASSES)
     ),
     "softmax-cross-entropy-backward": Case(
         "its gradient", _cross_entropy_backward, "copy", _moved(8, CLASSES)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.autograd import Operation, Sample, Spec
+from gpubackprop.backends.composites import is_half
 from gpubackprop.errors import ConfigError, DTypeError, ShapeError
 from gpubackprop.ops.define import result_dtype
 from gpubackprop.suggest import unknown
@@ -40,13 +41,13 @@ def _forward(
     if not (fits and reduction in REDUCTIONS and 0.0 <= label_smoothing <= 1.0):
         raise ValueError("an argument does not fit")  # `infer` has the words
     target = _labels(K, target)
-    loss, logp = K.softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
+    loss, *spread = K.softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
     if reduction == "none":
-        return loss, logp, None
+        return loss, *spread, None
     if reduction == "sum":
-        return K.sum(loss), logp, None
-    total = K.astype(total_weight(K, target, weight, ignore_index), x.dtype)
-    return K.divide(K.sum(loss), total), logp, total
+        return K.sum(loss), *spread, None
+    count = K.astype(total_weight(K, target, weight, ignore_index), spread[1].dtype)
+    return K.divide(K.sum(loss), count), *spread, count
 
 
 def total_weight(K: Any, target: Any, weight: Any, ignore_index: int) -> Any:
@@ -66,29 +67,31 @@ def _backward(
     target: Any,
     weight: Any,
     out: Any,
-    logp: Any,
+    top: Any,
     total: Any,
+    count: Any,
     *,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Any:
     target = _labels(K, target)
-    if total is not None:
-        dy = K.divide(dy, total)
+    if count is not None:
+        dy = K.divide(dy, count)
     rows = dy if reduction == "none" else K.broadcast_to(dy, target.shape)
     dx = dw = None
     if call.needs[0]:
         dx = K.softmax_cross_entropy_backward(
-            rows, logp, target, weight, ignore_index, label_smoothing
+            rows, x, top, total, target, weight, ignore_index, label_smoothing
         )
     if call.needs[2]:
         # A class's weight multiplies its part of every row's loss, and (in the mean) is counted
         # once for each of its rows.
+        logp = K.log_softmax(K.astype(x, total.dtype), axis=1)
         classes, dtype = logp.shape[1], logp.dtype
         share = K.smoothed_targets(target, classes, dtype, None, ignore_index, label_smoothing)
         part = K.multiply(share, K.where(K.equal(share, 0), 0.0, logp))
-        if total is not None:
+        if count is not None:
             hits = K.smoothed_targets(target, classes, dtype, None, ignore_index, 0.0)
             part = K.add(part, K.multiply(hits, out))
         dw = K.negative(K.sum(K.multiply(K.reshape(rows, (rows.shape[0], 1)), part), axis=0))
@@ -134,7 +137,8 @@ def _infer(
             f"{name}: weight ({weight}) must have shape ({x.shape[1]},), one for each class of "
             f"input ({x})"
         )
-    dtype = result_dtype("log_softmax", [x])
+    # The cost of half logits is float32: in bfloat16 it would be right to 1 in 256.
+    dtype = np.dtype("float32") if is_half(x) else result_dtype("log_softmax", [x])
     if weight is not None:
         dtype = np.result_type(dtype, weight.dtype)
     return Spec(target.shape if reduction == "none" else (), dtype)
@@ -167,7 +171,7 @@ SOFTMAX_CROSS_ENTROPY = Operation(
     _backward,
     _infer,
     _samples,
-    saves=("x", "target", "weight", "out", "log_probabilities", "total"),
-    extras=("log_probabilities", "total"),
+    saves=("x", "target", "weight", "out", "top", "total", "count"),
+    extras=("top", "total", "count"),
     constant_extras=False,
 ).register()

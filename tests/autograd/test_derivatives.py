@@ -186,8 +186,8 @@ def cross_entropy(K, x, **options):
     return K.softmax_cross_entropy(x, gb.tensor(LABELS), **options)[0]
 
 
-def cross_entropy_slope(K, dy, x, **options):
-    return K.softmax_cross_entropy_backward(dy, x, gb.tensor(LABELS), **options)
+def cross_entropy_slope(K, *arrays, **options):
+    return K.softmax_cross_entropy_backward(*arrays, gb.tensor(LABELS), **options)
 
 
 def mask():
@@ -246,10 +246,10 @@ COMPOSITES = {
         [ROWS],
     ),
     "softmax_cross_entropy_backward": (
-        lambda K, dy, x: cross_entropy_slope(
-            K, dy, x, weight=gb.tensor(WEIGHT), label_smoothing=0.1
+        lambda K, *arrays: cross_entropy_slope(
+            K, *arrays, weight=gb.tensor(WEIGHT), label_smoothing=0.1
         ),
-        [ROWS[:1], ROWS],
+        [ROWS[:1], ROWS, ROWS[:1], ROWS[:1]],
     ),
     "layer_norm": (lambda K, x, w, b: K.layer_norm(x, w, b, 1, 1e-3)[0], [ROWS, (3,), (3,)]),
     "layer_norm_backward": (

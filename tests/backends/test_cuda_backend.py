@@ -304,8 +304,10 @@ def test_a_training_step_launches_each_coarse_kernel_once_and_never_waits(cuda, 
     moments = [cuda.zeros((10, 5), np.float32) for _ in range(2)]
     before = cuda.xp.transfers, cuda.xp.synchronised
     hidden, keep = cuda.dropout(cuda.gelu(x), 0.5, 1, 2, 3)
-    loss, logp = cuda.softmax_cross_entropy(cuda.linear(hidden, w, b), target)
-    dy = cuda.softmax_cross_entropy_backward(cuda.ones((8,), np.float32), logp, target)
+    logits = cuda.linear(hidden, w, b)
+    loss, *spread = cuda.softmax_cross_entropy(logits, target)
+    one = cuda.ones((8,), np.float32)
+    dy = cuda.softmax_cross_entropy_backward(one, logits, *spread, target)
     dw = cuda.matmul(cuda.transpose(dy), hidden)
     cuda.gelu_backward(cuda.dropout_backward(cuda.matmul(dy, w), keep, 0.5), x)
     cuda.adam_update(w, dw, *moments, lr=0.1, step=1)

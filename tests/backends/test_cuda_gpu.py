@@ -70,8 +70,8 @@ def test_rows_of_every_length(cuda, shape):
     close = testing.tolerance("float32", shape[1])
     expected = Composites.softmax(NUMPY, x.astype(np.float64))
     testing.require_close("softmax", cuda.to_numpy(y), expected.astype(np.float32), close)
-    loss, _ = cuda.softmax_cross_entropy(cuda.asarray(x), cuda.asarray(target))
-    wide, _ = Composites.softmax_cross_entropy(NUMPY, x.astype(np.float64), target)
+    loss, *_ = cuda.softmax_cross_entropy(cuda.asarray(x), cuda.asarray(target))
+    wide, *_ = Composites.softmax_cross_entropy(NUMPY, x.astype(np.float64), target)
     testing.require_close("cross-entropy", cuda.to_numpy(loss), wide.astype(np.float32), close)
     arrays = (x, random(shape[1], seed=3), random(shape[1], seed=4))
     z, mean, rstd = cuda.layer_norm(*map(cuda.asarray, arrays), 1, 1e-5)
@@ -138,8 +138,8 @@ def test_coarse_kernels_can_be_captured(cuda):
     def step():
         hidden, keep = cuda.dropout(cuda.gelu(x), 0.5, 1, 2, 3)
         z, mean, rstd = cuda.layer_norm(hidden, weight, None, 1, 1e-5)
-        _, logp = cuda.softmax_cross_entropy(z, target)
-        dz = cuda.softmax_cross_entropy_backward(one, logp, target)
+        _, *spread = cuda.softmax_cross_entropy(z, target)
+        dz = cuda.softmax_cross_entropy_backward(one, z, *spread, target)
         dh, dw = cuda.layer_norm_backward(dz, hidden, weight, mean, rstd, 1)
         dx = cuda.gelu_backward(cuda.dropout_backward(dh, keep, 0.5), x)
         return cuda.take(dx, target), cuda.uniform((9,), 1, 2, 3), dw

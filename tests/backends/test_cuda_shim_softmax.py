@@ -84,54 +84,54 @@ def test_bits_do_not_depend_on_where_an_array_lies(launch, name, dtype):  # noqa
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1), (7, 10), (3, 304)])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 10), (3, 304), (2, 1003), (2, 4099)])
 def test_cross_entropy_and_its_derivative(launch, shape, dtype, index, weighted, smoothing):  # noqa: F811
-    x, dy = random(shape, dtype, 3, scale=4), random(shape[:1], dtype, 4)
-    target = np.random.default_rng(5).integers(0, shape[1], shape[0]).astype(index)
-    target[-1] = -100 if shape[0] > 1 else target[-1]
-    weight = np.abs(random(shape[1:], dtype, 6)) if weighted else None
-    template, options = (cpp(dtype), cpp(index)), (*shape, -100, smoothing)
-    wide = wide_of(dtype)
-    up = [None if a is None else a.astype(wide) for a in (x, dy, weight)]
-    expected, expected_logp = define(
-        "softmax_cross_entropy", up[0], target, up[2], label_smoothing=smoothing
+    wide, rows = wide_of(dtype), shape[0]
+    x, dy = random(shape, dtype, 3, scale=4), random(shape[:1], wide, 4)
+    target = np.random.default_rng(5).integers(0, shape[1], rows).astype(index)
+    target[-1] = -100 if rows > 1 else target[-1]
+    weight = np.abs(random(shape[1:], wide, 6)) if weighted else None
+    options, given = (*shape, -100, smoothing), {"label_smoothing": smoothing}
+    up = [None if a is None else a.astype(np.float64) for a in (x, weight, dy)]
+    expected = define("softmax_cross_entropy", up[0], target, up[1], **given)
+    slope = define(
+        "softmax_cross_entropy_backward", up[2], up[0], *expected[1:], target, up[1], **given
     )
     for share in shares(*shape, dtype):
-        loss, logp, dx = np.empty(shape[0], dtype), np.empty_like(x), np.empty_like(x)
-        arrays = (x, target, weight, loss, logp)
-        run_rows(
-            launch, "cross_entropy", template, arrays, share, *options, kept=3, stages=(1, 2, 3)
-        )
-        close(logp, expected_logp, dtype, 4)
-        close(loss, expected, dtype, 20)
-        arrays, stages = (dy, logp, target, weight, dx), (1, 2) if smoothing else (2,)
-        run_rows(launch, "cross_entropy_backward", template, arrays, share, *options, stages=stages)
-        rest = (target, up[2])
-        slope = define(
-            "softmax_cross_entropy_backward",
-            up[1],
-            logp.astype(wide),
-            *rest,
-            label_smoothing=smoothing,
-        )
-        close(dx, slope, dtype, 20)
-        if shape[0] > 1:
-            assert loss[-1] == 0 and not dx[-1].any()
+        found, dx = [np.empty(rows, wide) for _ in range(3)], np.empty_like(x)
+        costs(launch, x, target, weight, found, share, *options)
+        for got, want in zip(found, expected, strict=True):
+            close(got, want, wide, 10)
+        slopes(launch, dy, x, found[1:], target, weight, dx, share, *options)
+        close(dx, slope, dtype, 4)
+        if rows > 1:
+            assert found[0][-1] == 0 and not dx[-1].any()
+
+
+def costs(launch, x, target, weight, found, share, *options):  # noqa: F811
+    """Run the kernel forwards."""
+    stages, arrays = (1, 2, 3) if options[-1] else (1, 2), (x, target, weight, *found)
+    template = (cpp(x.dtype), cpp(target.dtype))
+    run_rows(launch, "cross_entropy", template, arrays, share, *options, kept=3, stages=stages)
+
+
+def slopes(launch, dy, x, spread, target, weight, dx, share, *options):  # noqa: F811
+    """Run the kernel backwards."""
+    stages = (1, 2) if options[-1] and weight is not None else (2,)
+    arrays = (dy, x, *spread, target, weight, dx)
+    template = (cpp(x.dtype), cpp(target.dtype))
+    run_rows(launch, "cross_entropy_backward", template, arrays, share, *options, stages=stages)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_a_target_that_is_no_class_costs_nan(launch, smoothing):  # noqa: F811
     x, target = random((4, 8)), np.array([0, 8, -1, -7])
     for share in shares(4, 8, np.float32):
-        loss, logp, dx = np.empty(4, np.float32), np.empty_like(x), np.empty_like(x)
-        template, options = ("float", "i64"), (4, 8, -7, smoothing)
-        arrays = (x, target, None, loss, logp)
-        run_rows(
-            launch, "cross_entropy", template, arrays, share, *options, kept=3, stages=(1, 2, 3)
-        )
-        assert np.isnan(loss).tolist() == [False, True, True, False]
-        arrays = (np.ones(4, np.float32), logp, target, None, dx)
-        run_rows(launch, "cross_entropy_backward", template, arrays, share, *options)
+        found, dx = [np.empty(4, np.float32) for _ in range(3)], np.empty_like(x)
+        options = (4, 8, -7, smoothing)
+        costs(launch, x, target, None, found, share, *options)
+        assert np.isnan(found[0]).tolist() == [False, True, True, False]
+        slopes(launch, np.ones(4, np.float32), x, found[1:], target, None, dx, share, *options)
         assert np.isnan(dx).all(axis=1).tolist() == [False, True, True, False]
         assert not dx[3].any()
 
@@ -139,16 +139,44 @@ def test_a_target_that_is_no_class_costs_nan(launch, smoothing):  # noqa: F811
 def test_an_impossible_class_costs_nothing_where_it_is_not_the_target(launch):  # noqa: F811
     x, target = np.array([[0.0, -np.inf, 0.0]], np.float32), np.array([0])
     for share in shares(1, 3, np.float32):
-        loss, logp, dx = np.empty(1, np.float32), np.empty_like(x), np.empty_like(x)
-        options, template = (1, 3, -100, 0.0), ("float", "i64")
-        arrays = (x, target, None, loss, logp)
-        run_rows(
-            launch, "cross_entropy", template, arrays, share, *options, kept=3, stages=(1, 2, 3)
-        )
-        close(loss, [np.log(2)], np.float32)
-        arrays = (np.ones(1, np.float32), logp, target, None, dx)
-        run_rows(launch, "cross_entropy_backward", template, arrays, share, *options, stages=(2,))
+        found, dx = [np.empty(1, np.float32) for _ in range(3)], np.empty_like(x)
+        options = (1, 3, -100, 0.0)
+        costs(launch, x, target, None, found, share, *options)
+        close(found, [[np.log(2)], [0], [2]], np.float32)
+        slopes(launch, np.ones(1, np.float32), x, found[1:], target, None, dx, share, *options)
         close(dx, [[-0.5, 0, 0.5]], np.float32)
+
+
+# Rows that are no whole number of packs.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cols", [2, 9, 1003, 2051])
+def test_uneven_rows_give_the_same_bits_wherever_they_lie(launch, cols, dtype):  # noqa: F811
+    """And write nothing before, between or behind them."""
+    shape, wide = (3, cols), wide_of(dtype)
+    lanes = geometry.PACK_BYTES // np.dtype(dtype).itemsize
+    x, dy = random(shape, dtype, 1, scale=4), random(shape[:1], wide, 2)
+    other, weight = random(shape, dtype, 3), np.abs(random(cols, wide, 4))
+    target, options = np.array([0, cols - 1, cols // 2]), (*shape, -100, 0.1)
+    for pieces in (1, 3):
+        share = geometry.RowShare(geometry.BLOCK, 0, 0, pieces, geometry.Launch(2))
+        found = []
+        for offset in range(lanes):
+            given, results = lying(x, offset), [np.empty(3, wide) for _ in range(3)]
+            dx, y, dz = made = [lying(x, (offset + k) % lanes) for k in range(3)]
+            for array in made:
+                array.base.view(np.uint8)[...] = 0x5A
+            costs(launch, given, target, weight, results, share, *options)
+            slopes(launch, dy, given, results[1:], target, weight, dx, share, *options)
+            run_rows(launch, "softmax", (cpp(dtype),), (given, y), share, *shape, kept=2)
+            arrays = (lying(other, lanes - 1 - offset), given, dz)
+            run_rows(launch, "softmax_backward", (cpp(dtype),), arrays, share, *shape)
+            found.append([a.tobytes() for a in (*results, *made)])
+            for array in made:
+                array.view(np.uint8)[...] = 0x5A
+                assert (array.base.view(np.uint8) == 0x5A).all(), "it wrote beside its array"
+        assert all(f == found[0] for f in found)
 
 
 # How rows are shared.

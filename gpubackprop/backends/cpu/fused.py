@@ -124,7 +124,7 @@ class FusedKernels(ArrayBackend):
     def log_softmax(self, x: Array, axis: int = -1) -> Array:
         if x.dtype not in ONE or not x.shape:
             return super().log_softmax(x, axis)
-        if x.ndim == 2 and axis in (1, -1) and x.shape[1] <= NARROW and len(x) >= MANY_ROWS:
+        if x.ndim == 2 and axis in (1, -1) and _is_narrow(x):
             y = x.T.copy()
             np.subtract(y, max_over(y, 0), y)
             total = add_over(np.exp(y), 0)
@@ -149,44 +149,63 @@ class FusedKernels(ArrayBackend):
         weight: Array | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
-    ) -> tuple[Array, Array]:
-        classes = x.shape[1]
+    ) -> tuple[Array, Array, Array]:
+        classes, wide = x.shape[1], self._wide(x)
         every = all_classes(target, classes)
         if not every:
             check_labels(target, classes, ignore_index)
-        if weight is not None or label_smoothing or x.dtype not in ONE:
+        if weight is not None or label_smoothing or wide.dtype not in ONE:
             return super().softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
-        logp = self.log_softmax(x, 1)
+        if _is_narrow(x):
+            e = wide.T.copy()
+            top = max_over(e, 0)
+            np.subtract(e, top, e)
+            total = add_over(np.exp(e, e), 0)
+        else:
+            top = max_over(wide, 1)
+            e = np.subtract(wide, top[:, None])
+            total = add_over(np.exp(e, e), 1)
         if every and not 0 <= ignore_index < classes:
-            return np.negative(logp.reshape(-1)[_at(target, classes)]), logp
+            own = wide.reshape(-1)[_at(target, classes)]
+            return np.subtract(np.log(total), np.subtract(own, top, own), own), top, total
         ignored = target == ignore_index
-        loss = -logp[np.arange(len(target)), np.where(ignored, 0, target)]
+        loss = np.log(total) - (wide[np.arange(len(target)), np.where(ignored, 0, target)] - top)
         loss[ignored] = 0.0
-        return loss, logp
+        return loss, top, total
 
     def softmax_cross_entropy_backward(
         self,
         dy: Array,
-        log_probabilities: Array,
+        x: Array,
+        top: Array,
+        total: Array,
         target: Array,
         weight: Array | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> Array:
-        logp, classes = log_probabilities, log_probabilities.shape[1]
-        if weight is not None or label_smoothing or logp.dtype not in ONE:
+        classes, wide = x.shape[1], self._wide(x)
+        if weight is not None or label_smoothing or not all_like(wide, top, total, dy):
             return super().softmax_cross_entropy_backward(
-                dy, logp, target, weight, ignore_index, label_smoothing
+                dy, x, top, total, target, weight, ignore_index, label_smoothing
             )
-        dx = np.exp(logp, shared.result(logp.shape, logp.dtype))
+        scale = np.divide(dy, total)
+        if _is_narrow(x):
+            e = wide.T.copy()
+            np.subtract(e, top, e)
+            np.multiply(np.exp(e, e), scale, e)
+            dx = shared.result(x.shape, wide.dtype)
+            dx[...] = e.T
+        else:
+            dx = np.subtract(wide, top[:, None], shared.result(x.shape, wide.dtype))
+            np.multiply(np.exp(dx, dx), scale[:, None], dx)
         if all_classes(target, classes) and not 0 <= ignore_index < classes:
-            dx.reshape(-1)[_at(target, classes)] -= ONE[dx.dtype]
+            dx.reshape(-1)[_at(target, classes)] -= dy
         else:
             ignored = target == ignore_index
-            dx[np.arange(len(target)), np.where(ignored, 0, target)] -= 1.0
+            dx[np.arange(len(target)), np.where(ignored, 0, target)] -= dy
             dx[ignored] = 0.0
-            dy = np.where(ignored, 0.0, dy)
-        return np.multiply(dx, dy[:, None], dx)
+        return dx if wide is x else dx.astype(x.dtype)
 
     # Normalisation.
     def layer_norm(
@@ -265,6 +284,11 @@ def leading(axis: Any) -> int:
     if isinstance(axis, tuple):
         return len(axis) if axis == tuple(range(len(axis))) else 0
     return int(axis == 0)
+
+
+def _is_narrow(x: np.ndarray) -> bool:
+    """Whether a matrix is transposed for reductions over its rows."""
+    return x.shape[1] <= NARROW and len(x) >= MANY_ROWS
 
 
 def _at(target: np.ndarray, classes: int) -> np.ndarray:

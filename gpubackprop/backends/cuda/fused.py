@@ -163,50 +163,69 @@ class FusedKernels(RowKernels):
         weight: Array | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array, Array]:
+        weight = self._of_classes(x, weight)
         template = self._cross_entropy_template(x, target, weight)
         if template is None:
             return super().softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
-        rows, cols = x.shape
-        loss, logp = self.empty((rows,), x.dtype), self.empty((rows, cols), x.dtype)
-        arrays = (*self._all_packed(x, target, weight), loss, logp)
-        share, size = geometry.by_rows(rows, cols, x.dtype.itemsize), (rows, cols)
-        options, stages = (ignore_index, label_smoothing), (1, 2, 3)
+        (rows, cols), wide = x.shape, wide_of(x.dtype)
+        results = [self.empty((rows,), wide) for _ in range(3)]
+        arrays = (*self._all_packed(x, target, weight), *results)
+        # Without smoothing a row is read once, and its cost is that of one element.
+        passes, stages = (2, (1, 2, 3)) if label_smoothing else (1, (1, 2))
+        share = geometry.by_rows(rows, cols, x.dtype.itemsize, passes)
+        options = (ignore_index, label_smoothing)
         self._launch_rows(
-            "cross_entropy", template, arrays, share, size, *options, kept=3, stages=stages
+            "cross_entropy", template, arrays, share, (rows, cols), *options, kept=3, stages=stages
         )
-        return loss, logp
+        return results[0], results[1], results[2]
 
     def softmax_cross_entropy_backward(
         self,
         dy: Array,
-        log_probabilities: Array,
+        x: Array,
+        top: Array,
+        total: Array,
         target: Array,
         weight: Array | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> Array:
-        template = self._cross_entropy_template(log_probabilities, target, weight)
-        if template is None or dy.dtype != log_probabilities.dtype:
+        weight = self._of_classes(x, weight)
+        template, wide = self._cross_entropy_template(x, target, weight), wide_of(x.dtype)
+        if template is None or any(a.dtype != wide for a in (dy, top, total)):
             return super().softmax_cross_entropy_backward(
-                dy, log_probabilities, target, weight, ignore_index, label_smoothing
+                dy, x, top, total, target, weight, ignore_index, label_smoothing
             )
-        rows, cols = log_probabilities.shape
-        dx = self.empty((rows, cols), log_probabilities.dtype)
-        arrays = (*self._all_packed(dy, log_probabilities, target, weight), dx)
-        share = geometry.by_rows(rows, cols, dx.dtype.itemsize, passes=1)
-        # Without smoothing a row's sum over the classes is that of its target alone.
-        options, stages = (ignore_index, label_smoothing), (1, 2) if label_smoothing else (2,)
+        (rows, cols), dx = x.shape, self.empty(x.shape, x.dtype)
+        arrays = (*self._all_packed(dy, x, top, total, target, weight), dx)
+        share = geometry.by_rows(rows, cols, x.dtype.itemsize, passes=1)
+        # A target's sum over the classes is known, but for weights of which each has a part.
+        options, adds_up = (ignore_index, label_smoothing), label_smoothing and weight is not None
+        stages = (1, 2) if adds_up else (2,)
         self._launch_rows(
             "cross_entropy_backward", template, arrays, share, (rows, cols), *options, stages=stages
         )
         return dx
 
+    def _of_classes(self, x: Array, weight: Array | None) -> Array | None:
+        """Weights of the classes in the type that logits are computed with in."""
+        if weight is None or weight.dtype.itemsize >= x.dtype.itemsize >= 4:
+            return weight
+        return self.astype(weight, wide_of(x.dtype))
+
     def _cross_entropy_template(
         self, x: Array, target: Array, weight: Array | None
     ) -> tuple[str, str] | None:
         """The C++ types of the elements and of the target where the kernels know them."""
-        element, index = self._element(x, weight), sources.INDICES.get(target.dtype.name)
+        element, index = self._element(x), sources.INDICES.get(target.dtype.name)
         if element is None or index is None or not x.size:
             return None
+        if weight is not None and weight.dtype != wide_of(x.dtype):
+            return None
         return element, index
+
+
+def wide_of(dtype: np.dtype) -> np.dtype:
+    """The dtype that the kernels compute in."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype

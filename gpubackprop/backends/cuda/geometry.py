@@ -60,7 +60,8 @@ class RowShare(NamedTuple):
     ----------
     team : threads for a row.
     held : packs that a thread keeps of a row that is read once; 0 where each pass reads it.
-    packed : whether a pack is 16 bytes; else it is one element.
+    packed : whether rows are whole packs of 16 bytes. Else a pack is one element where a row is
+        kept, and rows that are not begin within one (``kernels/uneven.cuh``).
     pieces : into how many jobs a row is cut.
     launch : the launch.
     """
@@ -108,7 +109,7 @@ def by_rows(rows: int, cols: int, itemsize: int, passes: int = 2) -> RowShare:
         held = 0
     pieces = 1
     if held == 0 and rows < _FEW_ROWS:
-        pieces = max(min(_COLUMN_BLOCKS // max(rows, 1), packs // _PIECE), 1)
+        pieces = max(min(_COLUMN_BLOCKS // max(rows, 1), cols // lanes // _PIECE), 1)
     return RowShare(
         team,
         held,

@@ -44,7 +44,8 @@ OPTIONS = ("-std=c++17", "-fmad=false")
 
 _HEADERS = {"__half": "GPUBACKPROP_HALF", "__nv_bfloat16": "GPUBACKPROP_BFLOAT16"}
 # Further texts that a file needs in front of it, beside the one that all of them need.
-_PARTS = {"attention": ("tiles.cuh",), "softmax": ("rows.cuh",), "norm": ("rows.cuh",)}
+_BY_ROWS = ("rows.cuh", "uneven.cuh")
+_PARTS = {"attention": ("tiles.cuh",), "softmax": _BY_ROWS, "norm": _BY_ROWS}
 # What each template parameter other than the element type T may be, for some elements only a part.
 _VALUES = {
     "I": tuple(INDICES.values()),

@@ -70,11 +70,11 @@ def exponentials(row, top):
 
 @inline_fast
 def normaliser(row, top):
-    """log(sum(exp(row - top)))."""
+    """sum(exp(row - top))."""
     total = f32(0)
     for j in range(row.size):
         total += exp_or_zero(row[j] - top)
-    return log(total)
+    return total
 
 
 @inline
@@ -100,7 +100,7 @@ def softmax(frame, part, parts):
         y = floats(frame[2] + i * frame[3], n)
         top = largest(row)
         if frame[7]:
-            rest = normaliser(row, top)
+            rest = log(normaliser(row, top))
             for j in range(n):
                 y[j] = logarithm(row[j], top, rest)
         else:
@@ -143,9 +143,9 @@ def softmax_backward(frame, part, parts):
 # target is w (off + (1 - s) [it is the row's class]) with off = s / C.
 @kernel
 def cross_entropy(frame, part, parts):
-    """Cost and logarithms of the probabilities of each row.
+    """Cost of each row, its largest logit, and the sum of the exponentials beside that.
 
-    Frame: x, step, logp, step, loss, target, weight (0 for none), rows, n, scratch
+    Frame: x, step, loss, top, total, target, weight (0 for none), rows, n, scratch
     (parts, whole(n)), ignore_index, label_smoothing, status.
     """
     rows, n, ignored = frame[7], frame[8], frame[10]
@@ -155,17 +155,14 @@ def cross_entropy(frame, part, parts):
     row = floats(frame[9] + 4 * width * part, width)
     weighted = frame[6] != 0
     weight = floats(frame[6] if weighted else frame[0], n)
-    target, loss = longs(frame[5], rows), floats(frame[4], rows)
+    target, loss = longs(frame[5], rows), floats(frame[2], rows)
+    tops, totals = floats(frame[3], rows), floats(frame[4], rows)
     start, stop = share(rows, part, parts, 1)
     for i in range(start, stop):
         fill(row, floats(frame[0] + i * frame[1], n), f32(-np.inf))
-        logp = floats(frame[2] + i * frame[3], n)
         top = largest(row)
-        rest = normaliser(row, top)
-        for j in range(n):
-            row[j] = logarithm(row[j], top, rest)
-        for j in range(n):
-            logp[j] = row[j]
+        total = normaliser(row, top)
+        tops[i], totals[i] = top, total
         label = target[i]
         if label == ignored:
             loss[i] = f32(0)
@@ -174,57 +171,60 @@ def cross_entropy(frame, part, parts):
             loss[i] = f32(np.nan)
             raise_status(frame[12], 2)
             continue
+        rest = log(total)
         own = on * weight[label] if weighted else on
-        cost = own * row[label] if own != f32(0) else f32(0)
+        cost = own * logarithm(row[label], top, rest) if own != f32(0) else f32(0)
         if off != f32(0):
             spread = f32(0)
             if weighted:
                 for j in range(n):
-                    spread += weight[j] * row[j] if weight[j] != f32(0) else f32(0)
+                    logp = logarithm(row[j], top, rest)
+                    spread += weight[j] * logp if weight[j] != f32(0) else f32(0)
             else:
                 for j in range(n):
-                    spread += row[j]
+                    spread += logarithm(row[j], top, rest)
             cost += off * spread
         loss[i] = -cost
 
 
 @kernel
 def cross_entropy_backward(frame, part, parts):
-    """dy * (exp(logp) * sum(q) - q) of each row, q being the target; 0 for an ignored row.
+    """dy * (softmax(x) * sum(q) - q) of each row, q being the target; 0 for an ignored row.
 
-    Frame: dy, step, logp, step, dx, step, target, weight (0 for none), rows, n, scratch
+    Frame: dy, step, x, step, top, total, dx, step, target, weight (0 for none), rows, n, scratch
     (parts, whole(n)), ignore_index, label_smoothing, status.
     """
-    rows, n, ignored = frame[8], frame[9], frame[11]
-    smoothing = number(frame[12])
+    rows, n, ignored = frame[10], frame[11], frame[13]
+    smoothing = number(frame[14])
     off, on = f32(smoothing / n), f32(1.0 - smoothing)
     width = whole(n)
-    row = floats(frame[10] + 4 * width * part, width)
-    weighted = frame[7] != 0
-    weight = floats(frame[7] if weighted else frame[2], n)
-    total = f32(n)
+    row = floats(frame[12] + 4 * width * part, width)
+    weighted = frame[9] != 0
+    weight = floats(frame[9] if weighted else frame[2], n)
+    everyone = f32(n)
     if weighted:
-        total = f32(0)
+        everyone = f32(0)
         for j in range(n):
-            total += weight[j]
-    target = longs(frame[6], rows)
+            everyone += weight[j]
+    target = longs(frame[8], rows)
+    tops, totals = floats(frame[4], rows), floats(frame[5], rows)
     start, stop = share(rows, part, parts, 1)
     for i in range(start, stop):
         label = target[i]
-        dx = floats(frame[4] + i * frame[5], n)
+        dx = floats(frame[6] + i * frame[7], n)
         if label == ignored:
             for j in range(n):
                 dx[j] = f32(0)
             continue
         if label < 0 or label >= n:
-            raise_status(frame[13], 2)
+            raise_status(frame[15], 2)
             continue
         slope = floats(frame[0] + i * frame[1], 1)[0]
         own = on * weight[label] if weighted else on
-        everything = off * total + own
+        top, scale = tops[i], (off * everyone + own) / totals[i]
         fill(row, floats(frame[2] + i * frame[3], n), f32(0))
         for j in range(width):
-            row[j] = exp(row[j]) * everything
+            row[j] = exp_or_zero(row[j] - top) * scale
         if off != f32(0):
             if weighted:
                 for j in range(n):
@@ -293,24 +293,27 @@ def layer_norm(frame, part, parts):
 @kernel
 def layer_norm_backward(frame, part, parts):
     """rstd * (g - mean(g) - xhat * mean(g * xhat)) of each row, g = dy * weight; and, for each
-    block of rows, the sum of dy * xhat. The blocks are the same for any number of parts.
+    block of rows, the sum of dy * xhat, and of dy. The blocks are the same for any number of parts.
 
     Frame: dy, step, x, step, dx, step, mean (0 where it counts as 0), rstd, weight (0 for none),
-    rows, n, scratch (parts, 2, whole(n)), sums (blocks, n), blocks.
+    rows, n, scratch (parts, 2, whole(n)), sums of dy * xhat (blocks, n), blocks, sums of dy
+    (blocks, n; 0 where nobody asks).
     """
     rows, n, blocks = frame[9], frame[10], frame[13]
     width = whole(n)
     own = frame[11] + 8 * width * part
     g, xhat = floats(own, width)[:n], floats(own + 4 * width, width)[:n]
-    centred, scaled = frame[6] != 0, frame[8] != 0
+    centred, scaled, plain = frame[6] != 0, frame[8] != 0, frame[14] != 0
     weight = floats(frame[8] if scaled else frame[11], n)
     means, rstds = floats(frame[6] if centred else frame[7], rows), floats(frame[7], rows)
     count = f32(n)
     first, last = share(blocks, part, parts, 1)
     for block in range(first, last):
         sums = floats(frame[12] + 4 * n * block, n)
+        totals = floats((frame[14] if plain else frame[12]) + 4 * n * block, n)
         for j in range(n):
             sums[j] = f32(0)
+            totals[j] = f32(0)
         for i in range(rows * block // blocks, rows * (block + 1) // blocks):
             dy, x = floats(frame[0] + i * frame[1], n), floats(frame[2] + i * frame[3], n)
             dx = floats(frame[4] + i * frame[5], n)
@@ -320,6 +323,9 @@ def layer_norm_backward(frame, part, parts):
                 h = (x[j] - mean) * rstd
                 xhat[j] = h
                 sums[j] += dy[j] * h
+            if plain:
+                for j in range(n):
+                    totals[j] += dy[j]
             if scaled:
                 for j in range(n):
                     g[j] = dy[j] * weight[j]

@@ -127,37 +127,38 @@ def lower_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Instructions:
-    """Cost of each row, and the logarithms of its probabilities."""
-    loss, logp = outs
-    both = _matrices(x, logp) if x.ndim == 2 and _labels(x, target, weight) else None
-    if both is None or not fit(loss):
+    """Cost of each row, and what the exponentials of its logits add up to."""
+    one = _matrices(x) if x.ndim == 2 and _labels(x, target, weight) else None
+    if one is None or not fit(*outs):
         return None
     rows, n = x.shape
-    slots = [*_strided(both), loss, target, 0 if weight is None else weight, rows, n]
+    slots = [*_strided(one), *outs, target, 0 if weight is None else weight, rows, n]
     slots += [_own(site, n), int(ignore_index), float(label_smoothing), site.status]
     return [Instruction(kernels.cross_entropy, slots, parallel=x.size > SERIAL)]
 
 
-@lowers("softmax_cross_entropy_backward", inplace=("log_probabilities",))
+@lowers("softmax_cross_entropy_backward", inplace=("x",))
 def lower_cross_entropy_backward(
     site: Site,
     outs: Outs,
     dy: np.ndarray,
-    log_probabilities: np.ndarray,
+    x: np.ndarray,
+    top: np.ndarray,
+    total: np.ndarray,
     target: np.ndarray,
     weight: np.ndarray | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Instructions:
     """The derivative of the costs."""
-    logp = log_probabilities
-    both = _matrices(logp, outs[0]) if logp.ndim == 2 and _labels(logp, target, weight) else None
-    if both is None or dy.dtype != f32 or dy.shape != logp.shape[:1]:
+    both = _matrices(x, outs[0]) if x.ndim == 2 and _labels(x, target, weight) else None
+    if both is None or not fit(top, total) or dy.dtype != f32 or dy.shape != x.shape[:1]:
         return None
-    rows, n = logp.shape
-    slots = [dy, dy.strides[0], *_strided(both), target, 0 if weight is None else weight, rows, n]
+    rows, n = x.shape
+    slots = [dy, dy.strides[0], *_strided(both[:1]), top, total, *_strided(both[1:]), target]
+    slots += [0 if weight is None else weight, rows, n]
     slots += [_own(site, n), int(ignore_index), float(label_smoothing), site.status]
-    return [Instruction(kernels.cross_entropy_backward, slots, parallel=logp.size > SERIAL)]
+    return [Instruction(kernels.cross_entropy_backward, slots, parallel=x.size > SERIAL)]
 
 
 def _features(x: np.ndarray, axes: int, *values: np.ndarray | None) -> bool:
@@ -217,20 +218,23 @@ def _cotangents(
     rstd: np.ndarray,
     axes: int,
 ) -> Instructions:
-    dx, dweight = outs
+    dx, *found = outs
     three = _matrices(dy, x, dx, axes=axes)
     moments = (rstd,) if mean is None else (mean, rstd)
-    if three is None or not _features(x, axes, weight) or not fit(*moments, dweight):
+    if three is None or not _features(x, axes, weight) or not fit(*moments, *found):
         return None
     rows, n = three[0].shape
     blocks = min(rows, BLOCKS)
-    sums = site.scratch((blocks, n))
+    sums = [site.scratch((blocks, n)) for _ in found]
     slots = [*_strided(three), 0 if mean is None else mean, rstd, 0 if weight is None else weight]
-    slots += [rows, n, _own(site, n, 2), sums, blocks]
+    slots += [rows, n, _own(site, n, 2), sums[0], blocks, sums[1] if len(sums) > 1 else 0]
     many = x.size > SERIAL and blocks > 1
     return [
         Instruction(kernels.layer_norm_backward, slots, parallel=many),
-        Instruction(kernels.add_blocks, [sums, blocks, n, dweight], parallel=sums.size > 1 << 16),
+        *(
+            Instruction(kernels.add_blocks, [s, blocks, n, out], parallel=s.size > 1 << 16)
+            for s, out in zip(sums, found, strict=True)
+        ),
     ]
 
 
