@@ -25,6 +25,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.pop("GPUBACKPROP_DEVICE", None)
 # Tests of cuDNN ask for it by argument. It must not find its way behind a stand-in for CuPy.
 os.environ["GPUBACKPROP_CUDNN"] = "never"
+# What is joined is right or is not; the time of a stand-in says nothing.
+os.environ["GPUBACKPROP_JOINED"] = "always"
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

@@ -174,7 +174,7 @@ class Backend(
     # For steps that are repeated; see ``joined.py``, ``chains/`` and ``launching.py``.
     def joins(self, kernel: str, *args: Any) -> bool:
         """Whether a kernel that joins a product with others (``joined.py``) saves passes over
-        memory here, and gives what its definition gives.
+        memory here, loses no time and gives what its definition gives.
 
         Parameters
         ----------

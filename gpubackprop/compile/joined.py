@@ -90,6 +90,9 @@ def _activations(
                 changed[j], changed[back.at] = first, last
                 gone.update((i, *back.gone))
                 continue
+            if not relu and _joins(backend, last):  # z is there either way
+                changed[back.at] = last
+                gone.update(back.gone)
         first = forth(False, y) if alone else forth(True, y, z)
         if _joins(backend, first):
             changed[j] = first

@@ -288,14 +288,14 @@ def test_a_refusal_is_kept_with_its_reason(here, monkeypatch):
 @needs_shim
 def test_nothing_is_measured_within_a_capture(here, monkeypatch):
     asked = timed(monkeypatch, here.cuda, 2e-3, 1e-3, here.cudnn)
-    here.cudnn.capturing = True
+    here.cupy.capturing = True
     convolve(here)
     assert not asked and not here.cudnn.ran and not tables.saved()
-    here.cudnn.capturing = False
+    here.cupy.capturing = False
     convolve(here)
     assert asked and tables.saved()
     count = len(here.cudnn.ran)
-    here.cudnn.capturing = True
+    here.cupy.capturing = True
     convolve(here)
     assert len(here.cudnn.ran) == count + 1
 

@@ -368,12 +368,12 @@ def test_nothing_is_waited_for_or_copied_to_the_host(here):
 def test_within_a_capture_only_what_was_settled_before_runs_by_cudnn(here):
     x, weight = small()
     here.call("conv", x, weight, None, *CONV.values())
-    here.cudnn.capturing = True
+    here.cupy.capturing = True
     here.call("conv", x, weight, None, *CONV.values())
     assert len(here.cudnn.ran) == 2
     here.call("conv", x[:1], weight, None, *CONV.values())
     assert len(here.cudnn.ran) == 2 and len(here.cudnn.built) == 1
-    here.cudnn.capturing = False
+    here.cupy.capturing = False
     here.call("conv", x[:1], weight, None, *CONV.values())
     assert len(here.cudnn.ran) == 3, "a capture must not settle anything"
 

@@ -28,7 +28,8 @@ from gpubackprop.backends.cuda import geometry, sources
 from gpubackprop.backends.cuda.arrays import threshold_of
 from gpubackprop.backends.cuda.attention import CudaAttention
 from gpubackprop.backends.cuda.chains import CudaChains
-from gpubackprop.backends.cuda.choosing import Chooser, mode_of
+from gpubackprop.backends.cuda.choices import mode_of
+from gpubackprop.backends.cuda.choosing import Chooser
 from gpubackprop.backends.cuda.convolution import CudaConvolution
 from gpubackprop.backends.cuda.fused import FusedKernels
 from gpubackprop.backends.cuda.graphs import CudaGraphs
@@ -74,6 +75,9 @@ class CUDABackend(
     cudnn : ``"auto"`` (where it is installed, each call's shapes are run by cuDNN or by the plain
         kernel, whichever was measured to be faster), ``"always"`` or ``"never"``; None looks at
         ``GPUBACKPROP_CUDNN`` and then takes ``"auto"``.
+    joined : ``"auto"`` (products take activations and sums along in a compiled step where that was
+        measured to be no slower than kernels by themselves), ``"always"`` (wherever it is right) or
+        ``"never"``; None looks at ``GPUBACKPROP_JOINED`` and then takes ``"auto"``.
 
     Notes
     -----
@@ -89,11 +93,14 @@ class CUDABackend(
         index: int = 0,
         numerics: Numerics = "deterministic",
         cudnn: str | None = None,
+        joined: str | None = None,
     ) -> None:
         cupy = importlib.import_module("cupy")
         super().__init__(cupy, "cupy", f"cuda:{index}", numerics)
         self.index = index
-        self.cudnn = Chooser(cupy, index, mode_of(cudnn), self.clock, self.lacks_memory)
+        cudnn_mode = mode_of("cudnn", cudnn)
+        self.cudnn = Chooser(cupy, index, cudnn_mode, self.clock, self.lacks_memory)
+        self.joining = mode_of("joined", joined)
         self.kernels = Kernels(cupy)
         self._gpu = cupy.cuda.Device(index)
         self._several = cupy.cuda.runtime.getDeviceCount() > 1

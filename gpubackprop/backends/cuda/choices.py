@@ -1,4 +1,4 @@
-"""Which implementation runs a kernel on given shapes: measured once, kept on disk.
+"""Which of two ways makes a call on given shapes: measured once, kept on disk.
 
 A table belongs to one product (the GPU's name) and one set of library versions: others may be fast
 at other things. Its file is JSON in ``choices`` of the cache folder; ``gpubackprop devices
@@ -21,11 +21,15 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from gpubackprop.backends.caches import cache_folder
 from gpubackprop.backends.timing import Clock
+from gpubackprop.errors import ConfigError
+from gpubackprop.suggest import unknown
+from gpubackprop.version import __version__
 
+Mode = Literal["auto", "always", "never"]
 FORMAT = 1
 WARM_UP, ROUNDS = 2, 7
 SPAN = 1e-3  # seconds that a round shall last at least, where MOST_CALLS are enough for it
@@ -35,6 +39,22 @@ GAIN = 0.95
 does not decide."""
 
 Candidates = Mapping[str, Callable[[], Any]]
+
+
+def mode_of(what: str, given: str | None) -> Mode:
+    """The mode of a choice from an argument, else from ``GPUBACKPROP_<what>``, else ``"auto"``.
+
+    Raises
+    ------
+    ConfigError
+        It is none of the modes.
+    """
+    variable = f"GPUBACKPROP_{what.upper()}"
+    name = given or os.environ.get(variable) or "auto"
+    if name not in get_args(Mode):
+        source = "" if given else f" (from {variable})"
+        raise ConfigError(f"{what}{source}: {unknown('mode', name, get_args(Mode))}")
+    return name  # type: ignore[return-value]
 
 
 class Choice(NamedTuple):
@@ -107,6 +127,8 @@ class Choices:
         candidates: Candidates,
         clock: Clock,
         lacks_memory: Callable[[BaseException], bool],
+        gain: float = GAIN,
+        runs: int = 1,
     ) -> Choice:
         """Time the candidates in turns, and keep the faster one.
 
@@ -118,6 +140,8 @@ class Choices:
         clock : of the device.
         lacks_memory : whether an error says that there is no room. Such a candidate loses, and the
             choice is then good for this process only.
+        gain : the share of the first candidate's time that another must stay below.
+        runs : how often a candidate makes the call when it is called.
 
         Raises
         ------
@@ -128,13 +152,13 @@ class Choices:
             known = self.known(call)
             if known is not None:
                 return known
-            found, shortage = _times(candidates, clock, lacks_memory)
+            found, shortage = _times(candidates, clock, lacks_memory, runs)
             first = next(iter(candidates))
             best = min(found, key=found.__getitem__)
             if math.isinf(found[best]):
                 assert shortage is not None
                 raise shortage
-            use = best if found[best] < GAIN * found[first] else first
+            use = best if found[best] < gain * found[first] else first
             if shortage is None:
                 return self.keep(call, Choice(use, found, "measured"))
             choice = Choice(use, {}, "the others have no room")
@@ -159,6 +183,28 @@ class Choices:
         if self._may_warn:
             self._may_warn = False
             warnings.warn(f"the table of kernels {self.path} {what}", RuntimeWarning, stacklevel=2)
+
+
+def of_device(
+    cupy: Any, index: int, versions: Mapping[str, str], folder: Path | None = None
+) -> Choices:
+    """The table of a GPU.
+
+    Parameters
+    ----------
+    cupy : the module.
+    index : number of the GPU.
+    versions : of libraries, beside those of this package, CuPy and the driver.
+    folder : where tables are kept.
+    """
+    runtime = cupy.cuda.runtime
+    name = runtime.getDeviceProperties(index)["name"].decode(errors="replace")
+    common = {
+        "gpubackprop": __version__,
+        "cupy": str(cupy.__version__),
+        "driver": str(runtime.driverGetVersion()),
+    }
+    return Choices(name, {**common, **versions}, folder)
 
 
 def tables_folder() -> Path:
@@ -243,7 +289,7 @@ def _file_name(device: str, versions: Mapping[str, str]) -> str:
 
 
 def _times(
-    candidates: Candidates, clock: Clock, lacks_memory: Callable[[BaseException], bool]
+    candidates: Candidates, clock: Clock, lacks_memory: Callable[[BaseException], bool], runs: int
 ) -> tuple[dict[str, float], BaseException | None]:
     """Median seconds of a call of each candidate (infinity where there is no room), and the last
     error that said that there is none."""
@@ -265,6 +311,5 @@ def _times(
     for _ in range(ROUNDS):
         for name, found in rounds.items():  # in turns: clocks and neighbours change slowly
             found.append(clock.seconds(candidates[name], calls[name]) / calls[name])
-    return {n: statistics.median(rounds[n]) if n in rounds else math.inf for n in candidates}, (
-        shortage
-    )
+    medians = {n: statistics.median(found) / runs for n, found in rounds.items()}
+    return {n: medians.get(n, math.inf) for n in candidates}, shortage

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 import warnings
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from gpubackprop.backends import detect
-from gpubackprop.backends.cuda.choices import Choice, Choices
+from gpubackprop.backends.cuda.choices import Choice, Choices, Mode, of_device
 from gpubackprop.backends.cuda.cudnn import (
     Library,
     Plan,
@@ -20,32 +19,14 @@ from gpubackprop.backends.cuda.cudnn import (
     describe,
 )
 from gpubackprop.backends.cuda.cudnn_graphs import Operation
+from gpubackprop.backends.cuda.graphs import capturing
 from gpubackprop.backends.timing import Clock
-from gpubackprop.errors import ConfigError, DeviceError
-from gpubackprop.suggest import unknown
-from gpubackprop.version import __version__
+from gpubackprop.errors import DeviceError
 
-Mode = Literal["auto", "always", "never"]
-ENVIRONMENT_VARIABLE = "GPUBACKPROP_CUDNN"
 PLAIN, CUDNN = "plain", "cudnn"
 MOST_CALLS = 512
 """Calls of a kernel that are settled in a process. Where every call has another shape, plans and
 measurements cost more than they give."""
-
-
-def mode_of(given: str | None) -> Mode:
-    """The mode from an argument, else from ``GPUBACKPROP_CUDNN``, else ``"auto"``.
-
-    Raises
-    ------
-    ConfigError
-        It is none of the modes.
-    """
-    name = given or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-    if name not in get_args(Mode):
-        source = "" if given else f" (from {ENVIRONMENT_VARIABLE})"
-        raise ConfigError(f"cudnn{source}: {unknown('mode', name, get_args(Mode))}")
-    return name  # type: ignore[return-value]
 
 
 class Chooser:
@@ -129,7 +110,7 @@ class Chooser:
             return self._settled[whole]
         except KeyError:
             pass
-        if self._capturing():
+        if capturing(self._cupy):
             return None  # nothing is built, measured or decided within a graph
         with self._lock:
             if whole not in self._settled:
@@ -186,16 +167,8 @@ class Chooser:
     def choices(self) -> Choices:
         """The table of this device, with these versions of the libraries."""
         if self._choices is None:
-            runtime = self._cupy.cuda.runtime
-            properties = runtime.getDeviceProperties(self._index)
-            versions = {
-                "gpubackprop": __version__,
-                "cupy": str(self._cupy.__version__),
-                "driver": str(runtime.driverGetVersion()),
-                **self.library.versions(),
-            }
-            name = properties["name"].decode(errors="replace")
-            self._choices = Choices(name, versions, self._folder)
+            versions = self.library.versions()
+            self._choices = of_device(self._cupy, self._index, versions, self._folder)
         return self._choices
 
     def _look(self) -> None:
@@ -221,12 +194,6 @@ class Chooser:
             )
             return
         self._library = library
-
-    def _capturing(self) -> bool:
-        try:
-            return bool(self._cupy.cuda.get_current_stream().is_capturing())
-        except RuntimeError:  # another stream is being captured, and this one would break it
-            return True
 
 
 def call_of(operation: Operation, policy: Policy) -> str:

@@ -158,6 +158,14 @@ class CudaGraphs(DeviceArrays):
         return self._arrivals.bring(x)
 
 
+def capturing(cupy: Any) -> bool:
+    """Whether the current stream is being captured, or another one so that asking is an error."""
+    try:
+        return bool(cupy.cuda.get_current_stream().is_capturing())
+    except RuntimeError:
+        return True
+
+
 def uncapturable(backend: type) -> set[str]:
     """The kernels that the modules of a backend's classes say cannot be captured."""
     names: set[str] = set()

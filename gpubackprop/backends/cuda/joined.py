@@ -18,8 +18,10 @@ dW = dy^T x, db = sum(dy)                     read dy once more: s              
 
 and one launch fewer each. NVIDIA says neither what relu makes of NaN, nor its slope at 0, nor how
 exactly gelu is computed, and for which dtypes there is an algorithm depends on library and GPU. So
-a kernel here does it only where it has been tried with the same shapes and gave what its definition
-gives; compiled steps ask by ``joins`` before they use it.
+a kernel here does it only where it has been tried with the same shapes, gave what its definition
+gives, and was not slower than the kernels by themselves (``joined_times.py``): the library serves
+some epilogues by a slower product, or by a kernel of its own behind it. Compiled steps ask by
+``joins`` before they use it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ from typing import Any
 
 import numpy as np
 
+from gpubackprop.backends.cuda import joined_times
+from gpubackprop.backends.cuda.choices import Choice, Choices, Mode, of_device
+from gpubackprop.backends.cuda.graphs import capturing
+from gpubackprop.backends.cuda.lt import CublasLt, LtError
 from gpubackprop.backends.cuda.products import CudaProducts
 from gpubackprop.backends.joined import JoinedKernels, mask_shape
 from gpubackprop.backends.offers import offered
@@ -40,18 +46,30 @@ NEAR = {"float32": 2.0**-18, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 """How far a kernel may be from its definition, for numbers about 1. In TF32 all that is tried is
 exact, but for gelu."""
 
+CAPTURING = range(900, 910)
+"""cudaErrorStreamCapture..., of the runtime and of the driver: what a capture forbids."""
+
 _VALUES = (math.nan, 0.0, -0.0, 1.5, -1.5, 0.25, -0.25, 3.0)
 """What activations are tried with."""
 
 
 class JoinedProducts(CudaProducts):
-    """Overrides of the kernels that join a product with others."""
+    """Overrides of the kernels that join a product with others.
 
+    Attributes
+    ----------
+    joining : ``"auto"`` takes the faster way of each call, ``"always"`` the joined one wherever it
+        is right, ``"never"`` none.
+    """
+
+    index: int
+    joining: Mode
     _gpu: Any
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._trials: dict[Any, bool] = {}
+        self._trial_table: Choices | None = None
         # Addresses of the masks that the library wrote last: others hold nothing.
         self._masks: set[int] = set()
 
@@ -149,25 +167,44 @@ class JoinedProducts(CudaProducts):
         key = (kernel, self.precision, described)
         found = self._trials.get(key)
         if found is None:
+            if self.joining == "never":
+                return False
             with self._gpu, offered(()):  # what is offered is for results
-                found = self._trials[key] = self._trial(kernel, args)
+                if capturing(self.xp):
+                    return False  # nothing is tried within a graph
+                found, settled = self._trial(kernel, args, _words(self, *key))
+                self.xp.get_default_memory_pool().free_all_blocks()  # of what was tried
+            if settled:
+                self._trials[key] = found
         return found
 
-    def _trial(self, kernel: str, args: tuple[Any, ...]) -> bool:
-        """Whether a kernel is one call of the library that gives what its definition gives."""
+    def _trial(self, kernel: str, args: tuple[Any, ...], call: str) -> tuple[bool, bool]:
+        """Whether a kernel is one call of the library that gives what its definition gives, and is
+        not slower; and whether that is so from now on, or for the moment."""
         if args[0].dtype.name not in NEAR or any(0 in getattr(a, "shape", ()) for a in args):
-            return False
+            return False, True
+        lt, passing = self._product_library(), self._passing
+        if lt is None:
+            return False, False
         try:
+            table = self._trial_choices(lt) if self.joining == "auto" else None
+            known = None if table is None else table.known(call)
+            if known is not None and known.use != joined_times.JOINED:
+                return False, True
             given = TRIALS[kernel](self, *args)
             found = getattr(self, f"_{kernel}")(*given)
-            if found is None:
-                return False
-            expected = getattr(JoinedKernels, kernel)(self, *given)
-            pairs = list(zip(found, expected, strict=True))
-            if kernel == "linear_activation" and given[3:] == ("relu", True):
-                # Nobody knows the order of the bits: they are read by a derivative.
-                pairs[1] = self._trial_mask(*found)
-            return all(self._trial_alike(a, b) for a, b in pairs if b is not None)
+            if found is None or not self._trial_right(kernel, given, found):
+                settled = self._passing == passing
+                if settled and table is not None:
+                    why = "other numbers than its parts" if found else "not one call of cuBLASLt"
+                    table.keep(call, Choice(joined_times.PARTS, {}, why))
+                return False, settled
+            if table is not None and known is None:
+                outs = [y for y in found if y is not None]
+                known = joined_times.measured(self, table, call, kernel, given, outs)
+                if known is None:
+                    return False, False
+            return known is None or known.use == joined_times.JOINED, True
         except Exception as error:  # what is only faster must not end a training
             if not self.lacks_memory(error):
                 words = " ".join(str(error).split())
@@ -177,7 +214,28 @@ class JoinedProducts(CudaProducts):
                     RuntimeWarning,
                     stacklevel=3,
                 )
-            return False
+            return False, not self._trial_passing(error)
+
+    def _trial_passing(self, error: Exception) -> bool:
+        """Whether an error is about the moment: there is no room, a thread captures a graph, or
+        the library failed."""
+        captures = getattr(error, "status", None) in CAPTURING
+        return captures or isinstance(error, LtError) or self.lacks_memory(error)
+
+    def _trial_choices(self, lt: CublasLt) -> Choices:
+        """The table of this device, with this version of the library."""
+        if self._trial_table is None:
+            self._trial_table = of_device(self.xp, self.index, {"cublaslt": lt.version()})
+        return self._trial_table
+
+    def _trial_right(self, kernel: str, given: tuple[Any, ...], found: Any) -> bool:
+        """Whether results are those of the definition."""
+        expected = getattr(JoinedKernels, kernel)(self, *given)
+        pairs = list(zip(found, expected, strict=True))
+        if kernel == "linear_activation" and given[3:] == ("relu", True):
+            # Nobody knows the order of the bits: they are read by a derivative.
+            pairs[1] = self._trial_mask(*found)
+        return all(self._trial_alike(a, b) for a, b in pairs if b is not None)
 
     def _trial_mask(self, y: Array, mask: Array) -> tuple[Array | None, Array]:
         """A cotangent of ones through a relu by its mask, and by its result."""
@@ -225,6 +283,24 @@ def _order(x: Any) -> tuple[int, ...]:
     if any(one for one, _ in steps):
         return tuple(range(len(steps)))
     return tuple(sorted(range(len(steps)), key=lambda i: -abs(steps[i][1])))
+
+
+def _words(
+    K: JoinedProducts, kernel: str, precision: str, described: tuple[tuple[Any, ...] | Any, ...]
+) -> str:
+    """A call as tables of choices have it."""
+    words = [kernel]
+    for a in described:
+        if isinstance(a, tuple):
+            shape, dtype, order = a
+            turned = "" if order == tuple(range(len(shape))) else f"/{','.join(map(str, order))}"
+            words.append(f"{dtype} {'x'.join(map(str, shape))}{turned}")
+        elif isinstance(a, bool):
+            words += [{"linear_activation": "kept"}.get(kernel, "summed")] if a else []
+        else:
+            words.append("-" if a is None else str(a))
+    words += ["tf32"] if precision == "tf32" and described[0][1] == "float32" else []
+    return " ".join([*words, K.numerics])
 
 
 def _try_forwards(

@@ -145,8 +145,8 @@ def library(path: str) -> ctypes.CDLL:
             function.argtypes, function.restype = types, c_int
         found.cublasLtGetStatusString.argtypes = [c_int]
         found.cublasLtGetStatusString.restype = c_char_p
-        found.cublasLtGetCudartVersion.argtypes = []
-        found.cublasLtGetCudartVersion.restype = c_size_t
+        for function in (found.cublasLtGetCudartVersion, found.cublasLtGetVersion):
+            function.argtypes, function.restype = [], c_size_t
     except (OSError, AttributeError) as error:
         raise LtError(f"cuBLASLt cannot be used: {' '.join(str(error).split())}") from error
     return found
@@ -334,6 +334,10 @@ class CublasLt:
         if isinstance(found, str):
             raise RefusedError(found)
         return found
+
+    def version(self) -> str:
+        """The library's number."""
+        return str(self.lib.cublasLtGetVersion())
 
     def stream(self) -> int:
         """The current stream's handle."""

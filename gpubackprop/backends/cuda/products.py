@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpubackprop.backends.cuda import contraction, matrices
+from gpubackprop.backends.cuda.graphs import capturing
 from gpubackprop.backends.cuda.inner import InnerProducts
 from gpubackprop.backends.cuda.lt import CublasLt, LtError, Plan, RefusedError
 from gpubackprop.backends.cuda.matrices import Copies, View
@@ -66,6 +67,8 @@ class CudaProducts(CupyProducts, InnerProducts):
         self._signatures: dict[Any, _Ready] = {}
         self._library: CublasLt | None = None
         self._library_problem: str | None = None
+        self._library_later = False  # it is asked again in spite of the problem
+        self._passing = 0  # refusals for the moment, so far
         self._refusals: dict[Any, str] = {}  # by shapes and dtypes, why a product is CuPy's
 
     def matmul(self, x1: Array, x2: Array, out: Array | None = None) -> Array:
@@ -328,19 +331,27 @@ class CudaProducts(CupyProducts, InnerProducts):
 
     # Without the library.
     def _product_library(self) -> CublasLt | None:
-        """cuBLASLt on this GPU; None, with a warning at the first time, where it cannot be used."""
-        if self._library is None and self._library_problem is None:
+        """cuBLASLt on this GPU; None, with a warning at the first time, where it cannot be used.
+
+        What keeps it from starting while the caller captures a graph may be the capture: it is
+        tried again."""
+        if self._library is None and (self._library_problem is None or self._library_later):
             try:
                 self._library = CublasLt(self.xp)
+                self._library_problem, self._library_later = None, False
             except LtError as error:
-                self._library_problem = str(error)
-                _warn(f"{error}; matrix products on {self.device} are CuPy's, without CUDA graphs")
+                self._library_problem, self._library_later = str(error), capturing(self.xp)
+                if not self._library_later:
+                    _warn(
+                        f"{error}; matrix products on {self.device} are CuPy's, without CUDA graphs"
+                    )
         return self._library
 
     def _product_refused(
         self, error: RefusedError, x1: Array, x2: Array, bias: Array | None, activation: str
     ) -> _Ready:
         """A product that the library will not be asked for again, if that is of no use."""
+        self._passing += not error.final
         if bias is None and not activation:  # else the product without them comes next
             self._refusals[_described(x1, x2)] = str(error)
             _warn(f"{error}; this product on {self.device} is CuPy's, without CUDA graphs")

@@ -322,13 +322,6 @@ class FakeCudnn:
             self._alive[id(values)] = (low, high, weakref.ref(values))
 
         cupy.pool.handed_out = handed_out  # type: ignore[method-assign]
-        properties = {"name": b"NVIDIA Stand-In", "major": 9, "minor": 0}
-        cupy.cuda.runtime.getDeviceProperties = lambda index: properties
-        cupy.cuda.runtime.driverGetVersion = lambda: 13000
-        self.capturing = False
-        cupy.cuda.get_current_stream = lambda: SimpleNamespace(
-            ptr=cupy.stream, is_capturing=lambda: self.capturing
-        )
 
     def pygraph(self, **settings: Any) -> Graph:
         return Graph(self, **settings)

@@ -252,6 +252,7 @@ class FakeCuPy:
     transfers : arrays that were copied to the host.
     synchronised : how often the host waited for a device.
     stream : what the current stream is called.
+    capturing : whether a graph is being made of what is asked for.
     """
 
     __version__ = "14.2.0"
@@ -260,6 +261,7 @@ class FakeCuPy:
     def __init__(self, count: int = 1) -> None:
         self.count, self.current = count, 0
         self.transfers = self.synchronised = self.stream = 0
+        self.capturing = False
         self._devices = [Device(self, i) for i in range(count)]
         self.pool = Pool()
         self.cuda = SimpleNamespace(
@@ -270,10 +272,14 @@ class FakeCuPy:
                 getDevice=lambda: self.current,
                 memGetInfo=lambda: (3 << 30, 8 << 30),
                 runtimeGetVersion=lambda: 0,  # no library of CUDA's is of this version
+                driverGetVersion=lambda: 13000,
+                getDeviceProperties=lambda _: {"name": b"NVIDIA Stand-In", "major": 9, "minor": 0},
             ),
             Event=Event,
             get_elapsed_time=lambda start, stop: 1e3 * (stop.at - start.at),
-            get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
+            get_current_stream=lambda: SimpleNamespace(
+                ptr=self.stream, is_capturing=lambda: self.capturing
+            ),
         )
 
         def as_strided(x: ndarray, shape: Any, strides: Any) -> ndarray:

@@ -16,11 +16,12 @@ enum { IN_PLACE = 1, APART = 2, IN_TYPE = 4 };
 enum { DESC = 0xdeca, LAYOUT = 0x1a70, PREFERENCE = 0x9ef, HANDLE = 0xba5 };
 
 /* What the tests set and read. */
-int fake_lt_refuse = 0; /* 1 epilogues, 2 every problem, 3 at the product itself, 4 fail there, 5 propose nothing for the moment */
+int fake_lt_refuse = 0; /* 1 epilogues, 2 every problem, 3 at the product itself, 4 fail there, 5 propose nothing for the moment, 6 do not start */
 int fake_lt_calls = 0, fake_lt_asked = 0, fake_lt_in_place = 0, fake_lt_apart = 0, fake_lt_live = 0;
 int fake_lt_compute = 0, fake_lt_epilogue = 0, fake_lt_batch = 0;
 int fake_lt_without = 0;                      /* an epilogue that it does not have */
 int fake_lt_keeps_nan = 1, fake_lt_slope = 0; /* what relu makes of NaN, and its slope at 0: NVIDIA says neither */
+int fake_lt_version = 130300;
 void *fake_lt_stream = 0;
 
 typedef struct { uint32_t kind; int compute, scale; int32_t ta, tb; uint32_t epilogue; void *bias, *aux; int64_t aux_ld; } desc;
@@ -33,9 +34,10 @@ _Static_assert(sizeof(algorithm) == 64 && sizeof(proposal) == 96, "as in cublasL
 static uint32_t handle = HANDLE;
 
 size_t cublasLtGetCudartVersion(void) { return 0; } /* as the fake CuPy's: a real library would be of another */
+size_t cublasLtGetVersion(void) { return fake_lt_version; }
 const char *cublasLtGetStatusString(int status) { return status == NOT_SUPPORTED ? "not supported" : status == FAILED ? "failed" : "invalid"; }
 
-int cublasLtCreate(void **made) { *made = &handle; return OK; }
+int cublasLtCreate(void **made) { *made = &handle; return fake_lt_refuse == 6 ? NOT_INITIALIZED : OK; }
 int cublasLtDestroy(void *h) { return *(uint32_t *)h == HANDLE ? OK : INVALID; }
 
 static int size_of(int type) { return type == F64 ? 8 : type == F32 ? 4 : type == F16 || type == BF16 ? 2 : 0; }
