@@ -62,18 +62,18 @@ within is; the largest array of many a network is then read and written in half 
 ROWS: dict[Mode, str] = {
     PRODUCT: "linear matmul einsum conv conv_transpose conv_weight attention",
     # What grows beyond a half type's range or ends with its digits. `square` beside `power`; `var`
-    # and `mean` beside `sum`; `rms_norm` beside `layer_norm`.
+    # and `mean` beside `sum`.
     FLOAT: (
         "power square exp expm1 log log1p reciprocal sinh cosh tan arcsin arccos softplus "
         "sum mean var logsumexp prod cumsum softmax log_softmax "
-        "layer_norm group_norm rms_norm "
         "mse_loss l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits"
     ),
     # A recurrent network's state is a sum over its steps: bfloat16 would lose what is added once it
     # is below 1/256 of the state.
     STEPS: "rnn lstm gru",
-    # Statistics, scale and shift in float32; the pictures around them stay half as wide.
-    WITHIN: "batch_norm scale_shift",
+    # Statistics, scale and shift in float32; what is normalised keeps its width: pictures that of
+    # half precision, a transformer's residual sum that of float32.
+    WITHIN: "batch_norm scale_shift layer_norm rms_norm group_norm",
     COMMON: (
         "add subtract multiply divide maximum minimum arctan2 where concatenate rotary "
         "equal not_equal less less_equal greater greater_equal logical_and logical_or"

@@ -8,8 +8,7 @@ channels last, (N, *spatial, C); layer norm and the root mean square take any.
 from __future__ import annotations
 
 import math
-
-import numpy as np
+from typing import Any
 
 from gpubackprop.backends.composites import Composites, is_half
 from gpubackprop.backends.primitives import Array, Shape
@@ -88,13 +87,13 @@ class NormKernels(Composites):
 
         Returns
         -------
-        y, mean, rstd : the result, and mean and 1/sqrt(var + eps), each (N, groups) and in float32
-            at least.
+        y, mean, rstd : the result, of half precision where x is, whatever weight and bias are; mean
+            and 1/sqrt(var + eps), each (N, groups) and in float32 at least.
         """
         if is_half(x):
             wide, scale, shift = self._wide(x), self._wide(weight), self._wide(bias)
             y, mean, rstd = self.group_norm(wide, scale, shift, groups, eps)
-            return self._like(y, x, weight, bias), mean, rstd
+            return self.astype(y, x.dtype), mean, rstd
         xhat, mean, _, rstd = self._standardized(self._grouped(x, groups), (1, 3), eps)
         kept = (x.shape[0], groups)
         y = self._scaled(self.reshape(xhat, x.shape), weight, bias)
@@ -112,7 +111,7 @@ class NormKernels(Composites):
         if is_half(x):
             out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
             found = self.group_norm_backward(out, wide, scale, mean, rstd, groups)
-            return self._like(found[0], x, dy), *found[1:]
+            return self.astype(found[0], x.dtype), *found[1:]
         kept = (x.shape[0], 1, groups, 1)
         mean, rstd = self.reshape(mean, kept), self.reshape(rstd, kept)
         xhat = self.multiply(self.subtract(self._grouped(x, groups), mean), rstd)
@@ -130,54 +129,70 @@ class NormKernels(Composites):
 
     # Normalisation over the last axes.
     def layer_norm(
-        self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        axes: int,
+        eps: float,
+        dtype: Any = None,
     ) -> tuple[Array, Array, Array]:
         """(x - mean) / sqrt(var + eps) * weight + bias over the last `axes` axes (Ba et al. 2016).
 
+        Parameters
+        ----------
+        dtype : of the result; None: of half precision where x is, whatever weight and bias are. A
+            float32 x may have a half result: that of a residual sum which is multiplied next.
+
         Returns
         -------
-        y, mean, rstd : the result, and mean and 1/sqrt(var + eps) with the normalised axes kept at
-            size one, in float32 at least.
+        y, mean, rstd : the result, rounded once; mean and 1/sqrt(var + eps) with the normalised
+            axes kept at size one, in float32 at least.
         """
-        if is_half(x):
+        if is_half(x) or dtype is not None:
             wide, scale, shift = self._wide(x), self._wide(weight), self._wide(bias)
             y, mean, rstd = self.layer_norm(wide, scale, shift, axes, eps)
-            return self._like(y, x, weight, bias), mean, rstd
+            return self.astype(y, x.dtype if dtype is None else dtype), mean, rstd
         y, mean, _, rstd = self._standardized(x, tuple(range(-axes, 0)), eps)
         return self._scaled(y, weight, bias), mean, rstd
 
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
-    ) -> tuple[Array, Array]:
-        """Cotangents of x and of the weight.
+    ) -> tuple[Array, Array, Array]:
+        """Cotangents of x, of the weight and of the bias. dy may be of half precision beside a
+        float32 x.
 
         With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean(g) - xhat * mean(g
-        * xhat)), and dweight = sum(dy * xhat) over the leading axes. (The bias's is the sum of dy.)
+        * xhat)), in the precision of x; dweight = sum(dy * xhat) and dbias = sum(dy) over the
+        leading axes, in float32 at least.
         """
-        if is_half(x):
+        if is_half(x) or is_half(dy):
             out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
-            dx, dweight = self.layer_norm_backward(out, wide, scale, mean, rstd, axes)
-            return self._like(dx, x, dy), self._like(dweight, x, dy)
-        over = tuple(range(-axes, 0))
+            dx, *sums = self.layer_norm_backward(out, wide, scale, mean, rstd, axes)
+            return self.astype(dx, x.dtype), sums[0], sums[1]
+        over, shape = tuple(range(-axes, 0)), x.shape[x.ndim - axes :]
         xhat = self.multiply(self.subtract(x, mean), rstd)
-        g = dy if weight is None else self.multiply(dy, weight)
-        dx = self._standardized_backward(g, xhat, rstd, over)
-        return dx, self.sum_to(self.multiply(dy, xhat), x.shape[x.ndim - axes :])
+        dx = self._standardized_backward(self._scaled(dy, weight, None), xhat, rstd, over)
+        return dx, self.sum_to(self.multiply(dy, xhat), shape), self.sum_to(dy, shape)
 
     # By the root mean square.
     def rms_norm(
-        self, x: Array, weight: Array | None, axes: int, eps: float
+        self, x: Array, weight: Array | None, axes: int, eps: float, dtype: Any = None
     ) -> tuple[Array, Array]:
         """x / sqrt(mean(x**2) + eps) * weight over the last `axes` axes (Zhang & Sennrich 2019).
 
+        Parameters
+        ----------
+        dtype : of the result, as for ``layer_norm``.
+
         Returns
         -------
-        y, rstd : the result, and 1/sqrt(mean(x**2) + eps) with the normalised axes kept at size
-            one, in float32 at least.
+        y, rstd : the result, rounded once; and 1/sqrt(mean(x**2) + eps) with the normalised axes
+            kept at size one, in float32 at least.
         """
-        if is_half(x):
+        if is_half(x) or dtype is not None:
             y, rstd = self.rms_norm(self._wide(x), self._wide(weight), axes, eps)
-            return self._like(y, x, weight), rstd
+            return self.astype(y, x.dtype if dtype is None else dtype), rstd
         power = self.mean(self.square(x), axis=tuple(range(-axes, 0)), keepdims=True)
         rstd = self.reciprocal(self.sqrt(self.add(power, eps)))
         return self._scaled(self.multiply(x, rstd), weight, None), rstd
@@ -185,15 +200,15 @@ class NormKernels(Composites):
     def rms_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int
     ) -> tuple[Array, Array]:
-        """Cotangents of x and of the weight.
+        """Cotangents of x and of the weight. dy may be of half precision beside a float32 x.
 
-        With xhat = x * rstd and g = dy * weight: dx = rstd * (g - xhat * mean(g * xhat)), and
-        dweight = sum(dy * xhat) over the leading axes.
+        With xhat = x * rstd and g = dy * weight: dx = rstd * (g - xhat * mean(g * xhat)), in the
+        precision of x, and dweight = sum(dy * xhat) over the leading axes, in float32 at least.
         """
-        if is_half(x):
+        if is_half(x) or is_half(dy):
             out, wide, scale = self._wide(dy), self._wide(x), self._wide(weight)
             dx, dweight = self.rms_norm_backward(out, wide, scale, rstd, axes)
-            return self._like(dx, x, dy), self._like(dweight, x, dy)
+            return self.astype(dx, x.dtype), dweight
         xhat = self.multiply(x, rstd)
         g = self._scaled(dy, weight, None)
         slope = self.mean(self.multiply(g, xhat), axis=tuple(range(-axes, 0)), keepdims=True)
@@ -208,10 +223,6 @@ class NormKernels(Composites):
         var = self.var(x, axis=over, keepdims=True)
         rstd = self.reciprocal(self.sqrt(self.add(var, eps)))
         return self.multiply(self.subtract(x, mean), rstd), mean, var, rstd
-
-    def _like(self, result: Array, *given: Array | None) -> Array:
-        """What was computed in float32, in the dtype that the given arrays are combined to."""
-        return self.astype(result, np.result_type(*[a.dtype for a in given if a is not None]))
 
     def _standardized_backward(self, g: Array, xhat: Array, rstd: Array, over: Shape) -> Array:
         """rstd * (g - mean(g) - xhat * mean(g * xhat)): the cotangent of x where g is xhat's."""

@@ -28,7 +28,13 @@ def check_affine(name: str, x: Spec, wanted: Shape, of: str, **given: Spec | Non
                 f"{name}: {argument} ({s}) must have the shape {wanted} of {of} x ({x})"
             )
     dtypes = [s.dtype for s in given.values() if s is not None]
-    return np.result_type(result_dtype("sqrt", [x]), *dtypes)
+    return narrow(x, np.result_type(result_dtype("sqrt", [x]), *dtypes))
+
+
+def narrow(x: Spec, dtype: np.dtype) -> np.dtype:
+    """The dtype of a normalised result: that of x where x is of half precision, whatever what it is
+    scaled and shifted by is."""
+    return x.dtype if x.dtype.kind in "fV" and x.dtype.itemsize < 4 else dtype
 
 
 def _over_last_axes(name: str, x: Spec, axes: int, **given: Spec | None) -> Spec:
@@ -65,13 +71,7 @@ def _layer_norm_backward(
     axes: int = 1,
     eps: float = 1e-5,
 ) -> Any:
-    dx = dw = db = None
-    if call.needs[0] or call.needs[1]:
-        dx, dw = K.layer_norm_backward(dy, x, weight, mean, rstd, axes)
-    if call.needs[2]:
-        # The bias is added to every row, so its cotangent is the sum over the rows.
-        db = K.sum_to(dy, x.shape[x.ndim - axes :])
-    return dx, dw, db
+    return K.layer_norm_backward(dy, x, weight, mean, rstd, axes)
 
 
 def _layer_norm_infer(

@@ -14,7 +14,7 @@ from gpubackprop.autograd import Operation, Sample, Spec
 from gpubackprop.backends import Shape
 from gpubackprop.errors import ShapeError
 from gpubackprop.ops.define import result_dtype
-from gpubackprop.ops.layer_norms import check_affine
+from gpubackprop.ops.layer_norms import check_affine, narrow
 
 # Over the batch.
 
@@ -50,15 +50,8 @@ def _batch_norm_infer(
         )
     channels = x.shape[-1:]
     dtype = check_affine("batch_norm", x, channels, "the channels of", weight=weight, bias=bias)
-    dtype = _narrow(x, dtype)
     moments = Spec(channels, np.result_type(result_dtype("sqrt", [x]), np.float32))
     return Spec(x.shape, dtype), moments, moments
-
-
-def _narrow(x: Spec, dtype: np.dtype) -> np.dtype:
-    """The dtype of a picture's result: its own where that is of half precision, whatever the
-    numbers of the channels are."""
-    return x.dtype if x.dtype.kind in "fV" and x.dtype.itemsize < 4 else dtype
 
 
 def _affine(rng: np.random.Generator, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +117,7 @@ def _scale_shift_infer(x: Spec, scale: Spec, shift: Spec | None) -> Spec:
                 f"x ({x})"
             )
     dtype = np.result_type(*[s.dtype for s in (x, scale, shift) if s is not None])
-    return Spec(x.shape, _narrow(x, dtype))
+    return Spec(x.shape, narrow(x, dtype))
 
 
 def _scale_shift_samples(rng: np.random.Generator) -> Iterable[Sample]:

@@ -70,11 +70,16 @@ def test_gradients_reach_parameters_as_float32(name):
 def test_rows_of_the_table(name):
     half, x, h = HALF[name], leaf(2, 3), leaf(2, 3).astype(HALF[name])
     image = leaf(4, 2, 5, 5).astype(half)
-    ones = gb.tensor(np.ones(2, np.float32))
+    ones, three = (gb.tensor(np.ones(n, np.float32)) for n in (2, 3))
     with gb.precision(name):
         assert gb.matmul(x, x.T).dtype == gb.einsum("ij,kj->ik", x, h).dtype == half
-        for y in (gb.exp(h), h.sum(), h.mean(), F.softmax(h, dim=-1), F.layer_norm(h, 3), h**2):
+        for y in (gb.exp(h), h.sum(), h.mean(), F.softmax(h, dim=-1), h**2):
             assert y.dtype == np.float32
+        for norm in (F.layer_norm, F.rms_norm):
+            assert norm(h, 3).dtype == norm(h, 3, three).dtype == half
+            assert norm(x, 3).dtype == np.float32
+        assert F.group_norm(image, 1, ones, ones).dtype == half
+        assert F.instance_norm(image, weight=ones, bias=ones).dtype == half
         assert (h + x).dtype == gb.where(h > 0, h, x).dtype == np.float32
         assert gb.concatenate([h, x]).dtype == np.float32
         for y in (h * 2.0, 1.5 - h, h + h, F.relu(h), F.gelu(h), h[0], h.reshape(6), h.clip(0, 1)):

@@ -75,16 +75,16 @@ def test_rows_of_every_length(cuda, shape):
     testing.require_close("cross-entropy", cuda.to_numpy(loss), wide.astype(np.float32), close)
     arrays = (x, random(shape[1], seed=3), random(shape[1], seed=4))
     z, mean, rstd = cuda.layer_norm(*map(cuda.asarray, arrays), 1, 1e-5)
-    dx, dw = cuda.layer_norm_backward(
+    slopes = cuda.layer_norm_backward(
         cuda.asarray(dy), *map(cuda.asarray, arrays[:2]), mean, rstd, 1
     )
     wide_z, *saved = Composites.layer_norm(NUMPY, *(a.astype(np.float64) for a in arrays), 1, 1e-5)
-    wide_dx, wide_dw = Composites.layer_norm_backward(
+    wide_slopes = Composites.layer_norm_backward(
         NUMPY, *(a.astype(np.float64) for a in (dy, *arrays[:2], *saved)), 1
     )
-    found = [cuda.to_numpy(a) for a in (z, dx, dw)]
-    scale = np.sqrt(shape[0])
-    for name, got, want in zip(("y", "dx", "dw"), found, (wide_z, wide_dx, wide_dw), strict=True):
+    found = [cuda.to_numpy(a) for a in (z, *slopes)]
+    scale, names = np.sqrt(shape[0]), ("y", "dx", "dw", "db")
+    for name, got, want in zip(names, found, (wide_z, *wide_slopes), strict=True):
         testing.require_close(name, got, want.astype(np.float32), close, scale)
 
 
@@ -140,7 +140,7 @@ def test_coarse_kernels_can_be_captured(cuda):
         z, mean, rstd = cuda.layer_norm(hidden, weight, None, 1, 1e-5)
         _, *spread = cuda.softmax_cross_entropy(z, target)
         dz = cuda.softmax_cross_entropy_backward(one, z, *spread, target)
-        dh, dw = cuda.layer_norm_backward(dz, hidden, weight, mean, rstd, 1)
+        dh, dw, _ = cuda.layer_norm_backward(dz, hidden, weight, mean, rstd, 1)
         dx = cuda.gelu_backward(cuda.dropout_backward(dh, keep, 0.5), x)
         return cuda.take(dx, target), cuda.uniform((9,), 1, 2, 3), dw
 

@@ -209,10 +209,16 @@ class FusedKernels(ArrayBackend):
 
     # Normalisation.
     def layer_norm(
-        self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        axes: int,
+        eps: float,
+        dtype: Any = None,
     ) -> tuple[Array, Array, Array]:
-        if not all_like(x, weight, bias):
-            return super().layer_norm(x, weight, bias, axes, eps)
+        if dtype is not None or not all_like(x, weight, bias):
+            return super().layer_norm(x, weight, bias, axes, eps, dtype)
         if x.size >= MANY and rows.of_features(x, axes, weight, bias):
             return rows.normalised(x, weight, bias, axes, eps, True)
         over = tuple(range(x.ndim - axes, x.ndim))
@@ -234,11 +240,12 @@ class FusedKernels(ArrayBackend):
 
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array, Array]:
         if not all_like(x, weight, dy):
             return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
         if x.size >= MANY and dy.shape == x.shape and rows.of_features(x, axes, weight):
-            return rows.cotangents(dy, x, weight, mean, rstd, axes)
+            dx, *sums = rows.cotangents(dy, x, weight, mean, rstd, axes)
+            return dx, sums[0], sums[1]
         over = tuple(range(x.ndim - axes, x.ndim))
         n = self.count(x.shape, over)
         xhat = np.subtract(x, mean)
@@ -246,6 +253,7 @@ class FusedKernels(ArrayBackend):
         product = np.multiply(dy, xhat)
         lead = tuple(range(x.ndim - axes))
         dw = add_over(product, lead) if lead else product.copy()
+        db = add_over(dy, lead) if lead else dy.copy()
         if weight is None:
             g = dy
         else:
@@ -258,7 +266,7 @@ class FusedKernels(ArrayBackend):
         np.divide(offset, n, offset)
         np.add(xhat, offset, xhat)
         dx = np.subtract(g, xhat, xhat)
-        return np.multiply(dx, rstd, dx), dw
+        return np.multiply(dx, rstd, dx), dw, db
 
 
 def all_like(x: np.ndarray, *others: Any) -> bool:

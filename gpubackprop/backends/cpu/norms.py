@@ -101,10 +101,11 @@ class NumPyNorm(ArrayBackend):
         return _cotangents(Channels(x, groups), dy, x, weight, mean, rstd)
 
     def rms_norm(
-        self, x: Array, weight: Array | None, axes: int, eps: float
+        self, x: Array, weight: Array | None, axes: int, eps: float, dtype: Any = None
     ) -> tuple[Array, Array]:
-        if not (all_like(x, weight) and x.size and rows.of_features(x, axes, weight)):
-            return super().rms_norm(x, weight, axes, eps)
+        fit = dtype is None and all_like(x, weight) and rows.of_features(x, axes, weight)
+        if not fit or not x.size:
+            return super().rms_norm(x, weight, axes, eps, dtype)
         y, _, rstd = rows.normalised(x, weight, None, axes, eps, False)
         return y, rstd
 
@@ -114,7 +115,8 @@ class NumPyNorm(ArrayBackend):
         fit = all_like(x, dy, weight) and rows.of_features(x, axes, weight)
         if not fit or not x.size or dy.shape != x.shape:
             return super().rms_norm_backward(dy, x, weight, rstd, axes)
-        return rows.cotangents(dy, x, weight, None, rstd, axes)
+        dx, dweight = rows.cotangents(dy, x, weight, None, rstd, axes)
+        return dx, dweight
 
 
 class Channels:

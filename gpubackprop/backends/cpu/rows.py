@@ -76,7 +76,7 @@ def cotangents(
     mean: np.ndarray | None,
     rstd: np.ndarray,
     axes: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """What ``layer_norm_backward`` gives, or without a mean ``rms_norm_backward``."""
     rows, several, _ = _rows(x, axes)
     n = rows.shape[1]
@@ -84,7 +84,8 @@ def cotangents(
     middle = None if mean is None else mean.reshape(-1, 1)
     by, dx = _beside(weight, several), result(x.shape, x.dtype).reshape(rows.shape)
     block, share = _sizes(n, several)
-    sums = np.empty((-(-len(rows) // block), n), x.dtype)
+    kinds = 1 if middle is None else 2
+    sums = np.empty((kinds, -(-len(rows) // block), n), x.dtype)
 
     def work(start: int, stop: int) -> None:
         part, out, found, r = (a[start:stop] for a in (rows, given, dx, scale))
@@ -92,7 +93,9 @@ def cotangents(
         if middle is not None:
             part = np.subtract(part, middle[start:stop], xhat)
         np.multiply(part, r, xhat)
-        np.einsum("ij,ij->j", out, xhat, out=sums[start // block])
+        np.einsum("ij,ij->j", out, xhat, out=sums[0, start // block])
+        if middle is not None:
+            np.add.reduce(out, 0, out=sums[1, start // block])
         g = out
         if by is not None:
             g = np.empty(out.shape, out.dtype)
@@ -108,7 +111,8 @@ def cotangents(
         np.multiply(found, r, found)
 
     in_blocks(work, len(rows), block, share)
-    return dx.reshape(x.shape), np.add.reduce(sums, 0).reshape(x.shape[x.ndim - axes :])
+    found = (np.add.reduce(s, 0).reshape(x.shape[x.ndim - axes :]) for s in sums)
+    return dx.reshape(x.shape), *found
 
 
 def _rows(x: np.ndarray, axes: int) -> Rows:

@@ -6,16 +6,20 @@ Each falls back to its definition where the ``.cu`` source has no version for th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from gpubackprop.backends.cuda import geometry
 from gpubackprop.backends.cuda.rows import RowKernels
+from gpubackprop.backends.cuda.sources import FLOATS
 from gpubackprop.backends.primitives import Array, Shape
 
 
 class CudaNorm(RowKernels):
     """Overrides of the kernels of ``norms.py``."""
+
+    rounds_norms = True
 
     def batch_norm(
         self, x: Array, weight: Array | None, bias: Array | None, eps: float
@@ -57,7 +61,7 @@ class CudaNorm(RowKernels):
     def group_norm(
         self, x: Array, weight: Array | None, bias: Array | None, groups: int, eps: float
     ) -> tuple[Array, Array, Array]:
-        element = self._element(x, weight, bias)
+        element = self._norm_element((x,), (weight, bias))
         if element is None or not x.size:
             return super().group_norm(x, weight, bias, groups, eps)
         sizes, moments = _as_samples(x.shape, groups), (x.shape[0], groups)
@@ -68,7 +72,7 @@ class CudaNorm(RowKernels):
     def group_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, groups: int
     ) -> tuple[Array, Array, Array]:
-        element = self._slopes_element((x, dy, weight), (mean, rstd))
+        element = self._slopes_element((x, dy), (mean, rstd), weight)
         if element is None or not x.size or dy.shape != x.shape:
             return super().group_norm_backward(dy, x, weight, mean, rstd, groups)
         sizes = _as_samples(x.shape, groups)
@@ -166,9 +170,10 @@ class CudaNorm(RowKernels):
         if samples > 1:
             dweight, dbias = self.empty((channels,), wide), self.empty((channels,), wide)
             each = geometry.over_column_sums(channels)
-            template = ("double" if wide is np.float64 else "float",)
+            template = (_wide_element(element),)
             for total, out in ((sums[0], dbias), (sums[1], dweight)):
-                self.kernels.launch("column_sum", template, each, total, out, samples, channels)
+                size = samples, channels, channels
+                self.kernels.launch("column_sum", template, each, total, out, None, *size)
         factors = self.empty((2, samples, groups), wide)
         team, shape = geometry.over_rows(samples * groups, channels // groups)
         count = x.size // (samples * groups)
@@ -182,95 +187,115 @@ class CudaNorm(RowKernels):
 
     # Over the last axes.
     def layer_norm(
-        self, x: Array, weight: Array | None, bias: Array | None, axes: int, eps: float
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        axes: int,
+        eps: float,
+        dtype: Any = None,
     ) -> tuple[Array, Array, Array]:
-        element = self._element(x, weight, bias)
-        if element is None or not x.size:
-            return super().layer_norm(x, weight, bias, axes, eps)
+        types = self._row_types(x, dtype, (weight, bias))
+        if types is None or not x.size:
+            return super().layer_norm(x, weight, bias, axes, eps, dtype)
         rows, cols, kept = _as_rows(x.shape, axes)
-        y = self.empty(x.shape, x.dtype)
-        mean, rstd = (self.empty(kept, _wide(element)) for _ in range(2))
+        y = self.empty(x.shape, x.dtype if dtype is None else dtype)
+        mean, rstd = (self.empty(kept, _wide(types[0])) for _ in range(2))
         share = geometry.by_rows(rows, cols, x.dtype.itemsize)
-        arrays = (*self._all_packed(x, weight, bias), y, mean, rstd)
+        arrays = (self._packed(x), *self._widened(types[0], weight, bias), y, mean, rstd)
         self._launch_rows(
-            "layer_norm", (element,), arrays, share, (rows, cols), eps, kept=2, stages=(1, 2, 3)
+            "layer_norm", types, arrays, share, (rows, cols), eps, kept=2, stages=(1, 2, 3)
         )
         return y, mean, rstd
 
     def layer_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, axes: int
-    ) -> tuple[Array, Array]:
-        element = self._slopes_element((x, dy, weight), (mean, rstd))
-        if element is None or not x.size or dy.shape != x.shape:
+    ) -> tuple[Array, Array, Array]:
+        types = self._row_types(x, dy.dtype, (weight,), (mean, rstd))
+        if types is None or not x.size or dy.shape != x.shape:
             return super().layer_norm_backward(dy, x, weight, mean, rstd, axes)
-        rows, cols, _ = _as_rows(x.shape, axes)
-        dy, x, weight, mean, rstd = self._all_packed(dy, x, weight, mean, rstd)
-        dx, dweight = self.empty(x.shape, x.dtype), self.empty(x.shape[x.ndim - axes :], x.dtype)
-        share, sums = self._row_sums(element, rows, cols, x.dtype.itemsize)
-        arrays = (dy, x, weight, mean, rstd, dx, sums)
-        self._launch_rows("layer_norm_backward", (element,), arrays, share, (rows, cols), kept=2)
-        self._by_columns(element, dy, x, mean, rstd, sums, dweight)
-        return dx, dweight
+        moments = (mean, rstd)
+        dx, dweight, dbias = self._row_cotangents(
+            "layer_norm_backward", types, dy, x, weight, moments, axes
+        )
+        return dx, dweight, dbias
 
     def rms_norm(
-        self, x: Array, weight: Array | None, axes: int, eps: float
+        self, x: Array, weight: Array | None, axes: int, eps: float, dtype: Any = None
     ) -> tuple[Array, Array]:
-        element = self._element(x, weight)
-        if element is None or not x.size:
-            return super().rms_norm(x, weight, axes, eps)
+        types = self._row_types(x, dtype, (weight,))
+        if types is None or not x.size:
+            return super().rms_norm(x, weight, axes, eps, dtype)
         rows, cols, kept = _as_rows(x.shape, axes)
-        y, rstd = self.empty(x.shape, x.dtype), self.empty(kept, _wide(element))
+        y = self.empty(x.shape, x.dtype if dtype is None else dtype)
+        rstd = self.empty(kept, _wide(types[0]))
         share = geometry.by_rows(rows, cols, x.dtype.itemsize)
-        arrays = (*self._all_packed(x, weight), y, rstd)
-        self._launch_rows("rms_norm", (element,), arrays, share, (rows, cols), eps)
+        arrays = (self._packed(x), *self._widened(types[0], weight), y, rstd)
+        self._launch_rows("rms_norm", types, arrays, share, (rows, cols), eps)
         return y, rstd
 
     def rms_norm_backward(
         self, dy: Array, x: Array, weight: Array | None, rstd: Array, axes: int
     ) -> tuple[Array, Array]:
-        element = self._slopes_element((x, dy, weight), (rstd,))
-        if element is None or not x.size or dy.shape != x.shape:
+        types = self._row_types(x, dy.dtype, (weight,), (rstd,))
+        if types is None or not x.size or dy.shape != x.shape:
             return super().rms_norm_backward(dy, x, weight, rstd, axes)
-        rows, cols, _ = _as_rows(x.shape, axes)
-        dy, x, weight, rstd = self._all_packed(dy, x, weight, rstd)
-        dx, dweight = self.empty(x.shape, x.dtype), self.empty(x.shape[x.ndim - axes :], x.dtype)
-        share, sums = self._row_sums(element, rows, cols, x.dtype.itemsize)
-        arrays = (dy, x, weight, rstd, dx, sums)
-        self._launch_rows("rms_norm_backward", (element,), arrays, share, (rows, cols))
-        self._by_columns(element, dy, x, None, rstd, sums, dweight)
+        dx, dweight = self._row_cotangents("rms_norm_backward", types, dy, x, weight, (rstd,), axes)
         return dx, dweight
 
-    def _row_sums(
-        self, element: str, rows: int, cols: int, itemsize: int
-    ) -> tuple[geometry.RowShare, Array | None]:
-        """How rows are shared backwards, and where each block leaves its rows' part of the weight's
-        cotangent; None where that takes a pass of its own."""
-        share = geometry.by_rows(rows, cols, itemsize)
-        if not share.sums_columns(itemsize):
-            return share, None
-        share = share.in_blocks_of_many()
-        return share, self.empty((share.launch.grid, cols), _wide(element))
-
-    def _by_columns(
+    def _row_types(
         self,
-        element: str,
+        x: Array,
+        dtype: Any,
+        parameters: tuple[Array | None, ...],
+        moments: tuple[Array, ...] = (),
+    ) -> tuple[str, str] | None:
+        """The C++ types of the result's elements, or of its cotangent's, and of x's, where the
+        kernels know them together; else None."""
+        given = self._norm_element((x,), parameters)
+        dtype = x.dtype if dtype is None else np.dtype(dtype)
+        made = FLOATS.get(dtype.name)
+        if given is None or made is None or any(m.dtype != _wide(given) for m in moments):
+            return None
+        rounded = given == "float" and dtype.itemsize < 4
+        return (made, given) if made == given or rounded else None
+
+    def _row_cotangents(
+        self,
+        kernel: str,
+        types: tuple[str, str],
         dy: Array,
         x: Array,
-        mean: Array | None,
-        rstd: Array,
-        sums: Array | None,
-        dweight: Array,
-    ) -> None:
-        """The weight's cotangent: the sum of the blocks' parts, or of those of spans of rows."""
-        cols = dweight.size
+        weight: Array | None,
+        moments: tuple[Array, ...],
+        axes: int,
+    ) -> tuple[Array, ...]:
+        """The cotangents of x and of the parameters, one for each kind of moments. Each block
+        leaves its rows' part of the latter where it has room; else they take a pass of their
+        own."""
+        rows, cols, _ = _as_rows(x.shape, axes)
+        dy, x = self._all_packed(dy, x)
+        moments = tuple(self._all_packed(*moments))
+        (weight,) = self._widened(types[0], weight)
+        wide, itemsize = _wide(types[0]), x.dtype.itemsize
+        dx, width = self.empty(x.shape, x.dtype), len(moments) * cols
+        share, sums = geometry.by_rows(rows, cols, itemsize), None
+        if share.sums_columns(itemsize):
+            share = share.in_blocks_of_many()
+            sums = self.empty((share.launch.grid, width), wide)
+        arrays = (dy, x, weight, *moments, dx, sums)
+        self._launch_rows(kernel, types, arrays, share, (rows, cols), kept=len(moments))
         if sums is None:
-            rows = x.size // cols
             span = geometry.row_span(rows)
-            sums = self.empty((-(-rows // span), cols), _wide(element))
-            shape, arrays = geometry.over(sums.size), (dy, x, mean, rstd, sums)
-            self.kernels.launch("layer_norm_weight", (element,), shape, *arrays, rows, cols, span)
-        shape = geometry.over_column_sums(cols)
-        self.kernels.launch("column_sum", (element,), shape, sums, dweight, len(sums), cols)
+            sums = self.empty((-(-rows // span), width), wide)
+            mean, rstd = (None, *moments)[-2:]
+            arrays, launch = (dy, x, mean, rstd, sums), geometry.over(len(sums) * cols)
+            self.kernels.launch("layer_norm_weight", types, launch, *arrays, rows, cols, span)
+        found = [self.empty(x.shape[x.ndim - axes :], wide) for _ in moments]
+        launch, template = geometry.over_column_sums(width), (_wide_element(types[0]),)
+        arrays = (sums, found[0], found[1] if len(found) > 1 else None)
+        self.kernels.launch("column_sum", template, launch, *arrays, len(sums), width, cols)
+        return dx, *found
 
 
 def _as_rows(shape: Shape, axes: int) -> tuple[int, int, Shape]:
@@ -313,3 +338,8 @@ def _places(x: Array) -> geometry.Launch:
 def _wide(element: str) -> type:
     """The type that a kernel computes in."""
     return np.float64 if element == "double" else np.float32
+
+
+def _wide_element(element: str) -> str:
+    """The same in C++."""
+    return "double" if element == "double" else "float"

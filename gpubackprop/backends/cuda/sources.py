@@ -117,6 +117,8 @@ class Signature:
     def _choices(self, parameter: str, element: str) -> tuple[str, ...]:
         if parameter == "T":
             return (element,)
+        if parameter == "X":  # as wide as T at least
+            return (element, "float") if element in _HEADERS else (element,)
         if parameter == "F":
             return _FUNCTIONS[self.name]
         return _PARTLY.get((parameter, element), _VALUES[parameter])

@@ -60,6 +60,12 @@ template <typename T, int L> __device__ __forceinline__ void store_at_once(T* x,
                  : "memory");
     return;
   }
+  if constexpr (sizeof(pack) == 8) {
+    uint2 bits;
+    memcpy(&bits, &pack, 8);
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(x)), "r"(bits.x), "r"(bits.y) : "memory");
+    return;
+  }
 #endif
   *reinterpret_cast<Pack<T, L>*>(x) = pack;
 }
