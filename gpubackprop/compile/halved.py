@@ -1,10 +1,10 @@
-"""Normalised rows that are only rounded are written so, and cotangents that are only widened for the
-way back are read as they are.
+"""Normalised rows that are only rounded are written so, and cotangents that are only widened for
+the way back are read as they are.
 
 Under mixed precision a transformer's residual sum is float32, and so is what normalisation makes of
-it; every product behind rounds that first, and widens the cotangent that comes back. ``layer_norm``,
-then ``astype``: one call writes half precision and no float32. Nothing is rounded that was not, and
-nothing rounded twice.
+it; every product behind rounds that first, and widens the cotangent that comes back.
+``layer_norm``, then ``astype``: one call writes half precision and no float32. Nothing is rounded
+that was not, and nothing rounded twice.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 from gpubackprop.backends.base import Backend
 from gpubackprop.backends.cuda import geometry, sources
 from tests.backends.support import shim
-from tests.backends.support.shim_cases import BFLOAT16, DTYPES, wide_of
+from tests.backends.support.shim_cases import BFLOAT16, DTYPES, HALVES, wide_of
 from tests.backends.test_cuda_backend import BACKEND, NUMPY
 
 pytestmark = pytest.mark.skipif(bool(shim.missing()), reason=shim.missing() or "g++ is there")
@@ -45,20 +45,23 @@ def compare(device, kernel, dtype, *arguments):
     for k, (got, want) in enumerate(zip(found, expected, strict=True)):
         got = device.to_numpy(got)
         plain = got.astype(wide)  # NumPy takes bfloat16 for no number
-        summed = k and kernel != "rms_norm_backward"  # moments, cotangents of the parameters
-        assert got.dtype == (wide if summed else dtype)
+        # Moments, and the cotangents of the parameters, are not rounded.
+        assert got.dtype == (wide if k else dtype)
         np.testing.assert_allclose(plain, want, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
         results.append(got)
     return results
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+@pytest.mark.parametrize("affine", ["plain", "affine", "wide"])
 @pytest.mark.parametrize(("samples", "places", "channels", "groups"), SIZES)
 def test_group_norm_and_its_derivative(device, samples, places, channels, groups, affine, dtype):
     x = random(samples, places, channels, seed=1, dtype=dtype, mean=3.0)
     dy = random(*x.shape, seed=2, dtype=dtype)
-    weight, bias = (random(channels, seed=s, dtype=dtype) if affine else None for s in (3, 4))
+    given = wide_of(dtype) if affine == "wide" else dtype
+    weight, bias = (random(channels, seed=s, dtype=given) for s in (3, 4))
+    if affine == "plain":
+        weight = bias = None
     _, mean, rstd = compare(device, "group_norm", dtype, x, weight, bias, groups, 1e-2)
     compare(device, "group_norm_backward", dtype, dy, x, weight, mean, rstd, groups)
 
@@ -97,6 +100,41 @@ def test_float32_parameters_beside_halves_need_no_cast(monkeypatch):
     y, mean, _, rstd = BACKEND.batch_norm(x, weight, weight, 1e-5)
     BACKEND.batch_norm_backward(y, x, weight, mean, rstd)
     BACKEND.scale_shift(x, weight, weight)
+    y, mean, rstd = BACKEND.group_norm(x, weight, weight, 3, 1e-5)
+    BACKEND.group_norm_backward(y, x, weight, mean, rstd, 3)
+    for rows in (x, BACKEND.asarray(random(4, 5, 3, seed=1, dtype=np.float32))):
+        y, mean, rstd = BACKEND.layer_norm(rows, weight, weight, 1, 1e-5, np.float16)
+        dx, *sums = BACKEND.layer_norm_backward(y, rows, weight, mean, rstd, 1)
+        assert (y.dtype, dx.dtype) == (np.float16, rows.dtype)
+        assert [s.dtype for s in sums] == [np.float32] * 2
+        y, rstd = BACKEND.rms_norm(rows, weight, 1, 1e-5, np.float16)
+        dx, dweight = BACKEND.rms_norm_backward(y, rows, weight, rstd, 1)
+        assert (y.dtype, dx.dtype, dweight.dtype) == (np.float16, rows.dtype, np.float32)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("shape", [(3, 50, 5), (9, 1026), (2100, 776), (5, 9000), (2, 1)], ids=str)
+def test_rows_of_float32_for_half_products(shape, half):
+    """Through the backend, for rows that it shares in each of its ways: the result is that of
+    float32, rounded once, and a half cotangent counts as what it is."""
+    x = random(*shape, seed=1, dtype=np.float32, mean=3.0)
+    dy = random(*shape, seed=2, dtype=half)
+    weight, bias = (random(shape[-1], seed=s, dtype=np.float32) for s in (3, 4))
+    arrays = [BACKEND.asarray(a) for a in (x, weight, bias)]
+    for kernel, given in (("layer_norm", arrays), ("rms_norm", arrays[:2])):
+        y, *moments = getattr(BACKEND, kernel)(*given, 1, 1e-2, half)
+        wide, *same = getattr(BACKEND, kernel)(*given, 1, 1e-2)
+        assert y.dtype == half and wide.dtype == np.float32
+        rounded = BACKEND.to_numpy(wide).astype(half)
+        np.testing.assert_array_equal(BACKEND.to_numpy(y), rounded)
+        for got, want in zip(moments, same, strict=True):
+            np.testing.assert_array_equal(BACKEND.to_numpy(got), BACKEND.to_numpy(want))
+        back, inner = getattr(BACKEND, f"{kernel}_backward"), (*arrays[:2], *moments, 1)
+        found = back(BACKEND.asarray(dy), *inner)
+        expected = back(BACKEND.asarray(dy.astype(np.float32)), *inner)
+        for got, want in zip(found, expected, strict=True):
+            assert got.dtype == np.float32
+            np.testing.assert_array_equal(BACKEND.to_numpy(got), BACKEND.to_numpy(want))
 
 
 def test_a_variance_beyond_half_precision(device):
