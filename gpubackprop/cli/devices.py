@@ -23,7 +23,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--choices",
         action="store_true",
-        help="also which kernels of a GPU were measured, and whether cuDNN or the plain one runs",
+        help="also which kernels of a GPU were measured, and which runs: cuDNN's or the plain one, "
+        "a product that takes others along or its parts",
     )
 
 

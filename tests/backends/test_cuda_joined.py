@@ -346,3 +346,53 @@ def test_rows_that_are_no_matrix_have_one_sum_all_the_same(cuda, lt, lead):
     ):
         close(cuda.to_numpy(got), want, "float32", 9 * 12)
     assert lt("epilogue") == 1
+
+
+# What is so for the moment only.
+def test_a_trial_that_another_threads_capture_spoils_is_made_again(cuda, lt):
+    """cuBLASLt proposes nothing while a stream is captured, whoever asks."""
+    lt.set("refuse", 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # products by themselves are refused as well
+        assert asked(cuda) == set() and not cuda._trials
+    lt.set("refuse", 0)
+    assert asked(cuda) == ALL and len(cuda._trials) == len(ALL)
+    cuda._trials.clear()
+    cuda._signatures.clear()
+    cuda._library._plans.clear()
+    lt.set("refuse", 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert asked(cuda) == set() and not any(cuda._trials.values())
+        assert len(cuda._trials) == len(ALL), "a refusal for good is kept"
+
+
+class CaptureError(RuntimeError):
+    status = 900  # cudaErrorStreamCaptureUnsupported
+
+
+@pytest.mark.parametrize(("error", "forgotten"), [(CaptureError, True), (TypeError, False)])
+def test_an_error_of_a_capture_is_forgotten(cuda, monkeypatch, error, forgotten):
+    def full(*_):
+        raise error("not now")
+
+    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="not now"):
+        patch.setattr(cuda, "full", full)
+        assert asked(cuda) == set()
+    assert asked(cuda) == (ALL if forgotten else set())
+
+
+def test_a_failure_of_the_library_is_forgotten(cuda, lt):
+    lt.set("refuse", 4)
+    with pytest.warns(RuntimeWarning, match="could not be tried.*LtError"):
+        assert asked(cuda) == set()
+    lt.set("refuse", 0)
+    assert asked(cuda) == ALL
+
+
+def test_nothing_is_tried_within_a_capture(cuda, lt):
+    calls = lt("calls")
+    cuda.xp.capturing = True
+    assert asked(cuda) == set() and lt("calls") == calls
+    cuda.xp.capturing = False
+    assert asked(cuda) == ALL

@@ -549,6 +549,35 @@ def test_a_library_of_another_cuda_is_refused(monkeypatch):
         lt.CublasLt(module)
 
 
+def test_a_library_that_does_not_start_within_a_capture_is_asked_again(cuda, library):
+    """The first product of a process may be one that a user captures."""
+    x, w = cuda.asarray(random((3, 5))), cuda.asarray(random((5, 4)))
+    expected = wide(cuda.to_numpy(x)) @ wide(cuda.to_numpy(w))
+    library.set("refuse", 6)
+    cuda.xp.capturing = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        close(cuda.to_numpy(cuda.matmul(x, w)), expected, "float32", 5)
+    assert "cannot start" in cuda._library_problem
+    library.set("refuse", 0)
+    cuda.xp.capturing = False
+    calls = library("calls")
+    close(cuda.to_numpy(cuda.matmul(x, w)), expected, "float32", 5)
+    assert library("calls") == calls + 1 and cuda._library_problem is None
+
+
+def test_a_library_that_does_not_start_is_asked_once(cuda, library, monkeypatch):
+    x = cuda.asarray(random((3, 3)))
+    library.set("refuse", 6)
+    cuda.xp.capturing = True
+    cuda.matmul(x, x)
+    cuda.xp.capturing = False
+    with pytest.warns(RuntimeWarning, match="cuBLASLt cannot start.*products on cuda:0 are CuPy's"):
+        cuda.matmul(x, x)
+    monkeypatch.setattr(lt, "library", lambda path: pytest.fail("it was asked again"))
+    cuda.matmul(x, x)
+
+
 def test_what_is_no_cublaslt_is_refused(tmp_path):
     with pytest.raises(lt.LtError, match="cannot be used"):
         lt.library(str(tmp_path / "libcublasLt.so"))

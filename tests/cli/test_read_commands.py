@@ -270,14 +270,20 @@ def test_devices_shows_the_choices_of_kernels(run, monkeypatch, tmp_path):
     table = Choices("Test GPU", {"cudnn": "9.28.1"})
     table.keep("conv float16", Choice("cudnn", {"plain": 2e-4, "cudnn": 1e-4}, "measured"))
     table.keep("attention", Choice("plain", {}, "cuDNN: no engine"))
+    times = {"joined": 3e-5, "parts": 4e-5}
+    Choices("Test GPU", {"cublaslt": "1"}).keep("relu", Choice("joined", times, "measured"))
     lines = run("devices", "--choices").out.splitlines()
-    assert lines[-4:] == [
-        "choices  Test GPU (cudnn 9.28.1)",
+    at = lines.index("choices  Test GPU (cudnn 9.28.1)")
+    assert lines[at + 1 : at + 4] == [
         f"         {table.path}",
         "  plain  cuDNN: no engine: attention",
         "  cudnn  plain 200.0 us, cudnn 100.0 us: conv float16",
     ]
-    (shown,) = json.loads(run("devices", "--choices", "--json").out)["choices"]
+    assert "choices  Test GPU (cublaslt 1)" in lines
+    assert "  joined joined 30.0 us, parts 40.0 us: relu" in lines
+    found = json.loads(run("devices", "--choices", "--json").out)["choices"]
+    assert len(found) == 2
+    (shown,) = [table for table in found if "cudnn" in table["versions"]]
     assert shown["device"] == "Test GPU" and shown["choices"][1]["use"] == "cudnn"
     assert "choices" not in run("devices").out
 

@@ -12,6 +12,7 @@ import pytest
 import gpubackprop as gb
 from gpubackprop import nn, optim
 from gpubackprop.backends.cuda import CUDABackend
+from gpubackprop.backends.cuda.choices import saved
 from gpubackprop.backends.joined import mask_shape
 from gpubackprop.compile.compiled import native_trouble
 from gpubackprop.compile.joined import joined
@@ -287,6 +288,32 @@ def test_where_relu_drops_a_nan_the_step_is_as_before(gpu):
     assert FORTH not in names and BACK not in names
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+class Clock:
+    """Says that products which keep what gelu is applied to are slow, and others are not."""
+
+    source = "the test"
+
+    def seconds(self, call, calls=1):
+        call()
+        return calls * (2.0 if fake_lt.number("epilogue").value == 164 else 1.0)
+
+
+def test_what_is_slower_joined_stays_by_itself(gpu, monkeypatch, tmp_path):
+    """gelu is on its own on the way forth, and taken along on the way back."""
+    monkeypatch.setenv("GPUBACKPROP_CACHE", str(tmp_path))
+    expected, _ = train(gpu, "gelu_tanh", False)
+    gpu.joining = "auto"
+    gpu.clock = Clock
+    found, (names, words) = train(gpu, "gelu_tanh", True)
+    assert (names.count(FORTH), names.count(BACK), names.count("linear")) == (0, 2, 3)
+    assert "are one launch" in words, words
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    (table,) = saved()
+    used = {call.split()[0]: choice.use for call, choice in table.choices.items()}
+    assert used == {FORTH: "parts", BACK: "joined", SUMS: "joined"}
 
 
 def test_a_cpus_step_has_none():
