@@ -247,6 +247,25 @@ def test_batch_norm_of_pictures(cuda, shape, parameters):
         np.testing.assert_allclose(first, want, rtol=bound, atol=bound * scale)
 
 
+@pytest.mark.parametrize("kernel", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("shape", [(16384, 768), (3000, 1600), (300, 4096), (9, 9001), (1000, 257)])
+def test_float32_rows_for_products_of_halves(cuda, shape, kernel):
+    """The result is that of float32, rounded once, and a half cotangent counts as what it is."""
+    x, weight = (cuda.asarray(random(*s, seed=k)) for k, s in enumerate((shape, shape[1:])))
+    given = (x, weight, weight) if kernel == "layer_norm" else (x, weight)
+    half = random(*shape, dtype=np.float16, seed=2)
+    y, *moments = getattr(cuda, kernel)(*given, 1, 1e-5, np.float16)
+    wide, *_ = getattr(cuda, kernel)(*given, 1, 1e-5)
+    np.testing.assert_array_equal(cuda.to_numpy(y), cuda.to_numpy(wide).astype(np.float16))
+    found, expected = (
+        getattr(cuda, f"{kernel}_backward")(cuda.asarray(dy), *given[:2], *moments, 1)
+        for dy in (half, half.astype(np.float32))
+    )
+    for got, want in zip(found, expected, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(cuda.to_numpy(got), cuda.to_numpy(want))
+
+
 @pytest.mark.parametrize("first", range(4))
 def test_views_that_begin_anywhere(cuda, first):
     """Sixteen bytes at once from elsewhere than a boundary of sixteen bytes stop a GPU."""

@@ -156,3 +156,43 @@ def test_batch_norm_of_half_pictures_beside_float32_parameters(training):
         assert ours.dtype == theirs.dtype
         digits = 2.0**-10 if ours.dtype == np.float16 else 1e-5
         np.testing.assert_allclose(ours, theirs, rtol=digits, atol=digits)
+
+
+@pytest.mark.parametrize("half", [np.float16, None], ids=["float16", "bfloat16"])
+def test_norms_over_features_of_half_rows_beside_float32_parameters(half):
+    """Dtypes as in PyTorch, under its autocast for CPUs too (that for GPUs widens the rows first);
+    values and gradients but for one rounding of each."""
+    half = half or pytest.importorskip("ml_dtypes").bfloat16
+    kind = torch.float16 if half is np.float16 else torch.bfloat16
+    rng = np.random.default_rng(3)
+    x, dy = (rng.normal(size=(6, 40)).astype(half).astype(np.float32) for _ in range(2))
+    weight, bias = (rng.normal(size=40).astype(np.float32) for _ in range(2))
+    ours = [gb.tensor(a, requires_grad=True) for a in (x.astype(half), weight, bias)]
+    theirs = [torch.tensor(a, requires_grad=True) for a in (x, weight, bias)]
+    with gb.precision("fp16-mixed" if half is np.float16 else "bf16-mixed"):
+        y = F.layer_norm(ours[0], 40, *ours[1:])
+    y.backward(gb.tensor(dy.astype(half)))
+    with torch.autocast("cpu", kind):
+        z = torch.nn.functional.layer_norm(theirs[0].to(kind), (40,), *theirs[1:])
+    z.backward(torch.tensor(dy).to(kind))
+    assert z.dtype == kind and y.dtype == half
+    digits = 2.0**-10 if half is np.float16 else 2.0**-7
+    found = [y.numpy().astype(np.float32), *(t.grad.numpy().astype(np.float32) for t in ours)]
+    assert [t.grad.dtype for t in ours] == [half, np.float32, np.float32]
+    for got, want in zip(found, [z.detach().float(), *(t.grad for t in theirs)], strict=True):
+        np.testing.assert_allclose(got, want.numpy(), rtol=2 * digits, atol=2 * digits)
+
+
+def test_the_residual_sum_of_a_block_is_float32_as_under_autocast():
+    """Before and behind the norms, whose results are rounded for products only."""
+    x = np.random.default_rng(4).normal(size=(2, 5, 8)).astype(np.float32)
+    ours, theirs = nn.TransformerBlock(8, 2), torch.nn.LayerNorm(8)
+    linear = torch.nn.Linear(8, 8)
+    with gb.precision("bf16-mixed"):
+        normal = ours.norm1(gb.tensor(x))
+        assert ours(gb.tensor(x)).dtype == normal.dtype == np.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        other = theirs(torch.tensor(x))
+        assert other.dtype == torch.float32
+        assert (torch.tensor(x) + linear(other)).dtype == torch.float32
+    np.testing.assert_allclose(normal.numpy(), other.detach().numpy(), rtol=1e-5, atol=1e-5)
