@@ -11,8 +11,10 @@ import pytest
 from gpubackprop.backends import get_backend
 from gpubackprop.backends.array_backend import ArrayBackend
 from gpubackprop.backends.base import Backend
+from gpubackprop.backends.cpu import logits
 from gpubackprop.backends.cpu.backend import MASK_FROM
-from gpubackprop.backends.cpu.fused import MANY_ROWS, NARROW, all_classes
+from gpubackprop.backends.cpu.fused import all_classes
+from gpubackprop.backends.cpu.logits import MANY_ROWS, NARROW
 
 K = get_backend("cpu")
 FLOATS = (np.float64, np.float32)
@@ -197,3 +199,29 @@ def test_gelu_leaves_the_fast_path_where_it_must():
     blocks[12345] = np.inf  # one block takes the definition, the others do not
     y = backend.gelu(blocks)
     assert np.isinf(y[12345]) and np.abs(np.delete(y, 12345) - 0.34573123).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_many_logits_in_blocks(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    """The same bits in blocks by several threads; half logits are as their float32 values."""
+    x, dy = values(300, 70, dtype=dtype), values(300, dtype=np.float32)
+    target = RNG.integers(0, 70, 300)
+    target[7] = -100
+
+    def found() -> list[bytes]:
+        loss, *spread = K.softmax_cross_entropy(x, target)
+        dx = K.softmax_cross_entropy_backward(dy, x, *spread, target)
+        assert loss.dtype == np.float32 and dx.dtype == dtype
+        return [a.tobytes() for a in (loss, *spread, dx)]
+
+    at_once = found()
+    wide, up = x.astype(np.float64), dy.astype(np.float64)
+    expected = defined("softmax_cross_entropy", wide, target)
+    slope = defined("softmax_cross_entropy_backward", up, wide, *expected[1:], target)
+    loss, *spread = K.softmax_cross_entropy(x, target)
+    np.testing.assert_allclose(loss, expected[0], rtol=1e-5, atol=1e-5)
+    dx = K.softmax_cross_entropy_backward(dy, x, *spread, target)
+    np.testing.assert_allclose(dx, slope, rtol=1e-5 if dtype == np.float32 else 2e-3, atol=1e-6)
+    monkeypatch.setattr(logits, "BLOCK", 70 * 11)
+    monkeypatch.setattr(logits, "SHARE", 70 * 13)
+    assert found() == at_once

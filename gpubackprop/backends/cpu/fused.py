@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from gpubackprop.backends.array_backend import ArrayBackend
-from gpubackprop.backends.composites import HALVES
-from gpubackprop.backends.cpu import gelu, rows, shared
+from gpubackprop.backends.composites import HALVES, is_half
+from gpubackprop.backends.cpu import gelu, logits, rows, shared
 from gpubackprop.backends.primitives import Array
 
 
@@ -29,9 +29,6 @@ def _constant(value: float) -> dict[np.dtype, np.ndarray]:
 
 ZERO, HALF, ONE = _constant(0.0), _constant(0.5), _constant(1.0)
 
-# Of a matrix with few columns, reductions over a row are slow: it is transposed for them.
-NARROW = 32
-MANY_ROWS = 64
 # From this many elements on, the kernels of ``shared.py`` and ``sum_of_rows`` are faster.
 MANY = 8192
 # Elements of the rows that are added up together, at most.
@@ -124,7 +121,7 @@ class FusedKernels(ArrayBackend):
     def log_softmax(self, x: Array, axis: int = -1) -> Array:
         if x.dtype not in ONE or not x.shape:
             return super().log_softmax(x, axis)
-        if x.ndim == 2 and axis in (1, -1) and _is_narrow(x):
+        if x.ndim == 2 and axis in (1, -1) and logits.is_narrow(x):
             y = x.T.copy()
             np.subtract(y, max_over(y, 0), y)
             total = add_over(np.exp(y), 0)
@@ -150,27 +147,14 @@ class FusedKernels(ArrayBackend):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> tuple[Array, Array, Array]:
-        classes, wide = x.shape[1], self._wide(x)
-        every = all_classes(target, classes)
-        if not every:
-            check_labels(target, classes, ignore_index)
-        if weight is not None or label_smoothing or wide.dtype not in ONE:
+        label, ignored = checked_labels(target, x.shape[1], ignore_index)
+        if weight is not None or label_smoothing or not _is_float(x):
             return super().softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
-        if _is_narrow(x):
-            e = wide.T.copy()
-            top = max_over(e, 0)
-            np.subtract(e, top, e)
-            total = add_over(np.exp(e, e), 0)
-        else:
-            top = max_over(wide, 1)
-            e = np.subtract(wide, top[:, None])
-            total = add_over(np.exp(e, e), 1)
-        if every and not 0 <= ignore_index < classes:
-            own = wide.reshape(-1)[_at(target, classes)]
-            return np.subtract(np.log(total), np.subtract(own, top, own), own), top, total
-        ignored = target == ignore_index
-        loss = np.log(total) - (wide[np.arange(len(target)), np.where(ignored, 0, target)] - top)
-        loss[ignored] = 0.0
+        top, total = logits.spread(x)
+        own = self._wide(x.reshape(-1)[logits.places(label, x.shape[1])])
+        loss = np.subtract(np.log(total), np.subtract(own, top, own), own)
+        if ignored is not None:
+            loss[ignored] = 0.0
         return loss, top, total
 
     def softmax_cross_entropy_backward(
@@ -184,28 +168,17 @@ class FusedKernels(ArrayBackend):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
     ) -> Array:
-        classes, wide = x.shape[1], self._wide(x)
-        if weight is not None or label_smoothing or not all_like(wide, top, total, dy):
+        fast = _is_float(x) and all(a.dtype == top.dtype for a in (dy, total))
+        if weight is not None or label_smoothing or not fast:
             return super().softmax_cross_entropy_backward(
                 dy, x, top, total, target, weight, ignore_index, label_smoothing
             )
-        scale = np.divide(dy, total)
-        if _is_narrow(x):
-            e = wide.T.copy()
-            np.subtract(e, top, e)
-            np.multiply(np.exp(e, e), scale, e)
-            dx = shared.result(x.shape, wide.dtype)
-            dx[...] = e.T
-        else:
-            dx = np.subtract(wide, top[:, None], shared.result(x.shape, wide.dtype))
-            np.multiply(np.exp(dx, dx), scale[:, None], dx)
-        if all_classes(target, classes) and not 0 <= ignore_index < classes:
-            dx.reshape(-1)[_at(target, classes)] -= dy
-        else:
-            ignored = target == ignore_index
-            dx[np.arange(len(target)), np.where(ignored, 0, target)] -= dy
+        label, ignored = checked_labels(target, x.shape[1], ignore_index)
+        dx = shared.result(x.shape, x.dtype)
+        logits.cotangents(dy, x, top, total, label, dx)
+        if ignored is not None:
             dx[ignored] = 0.0
-        return dx if wide is x else dx.astype(x.dtype)
+        return dx
 
     # Normalisation.
     def layer_norm(
@@ -274,6 +247,11 @@ def all_like(x: np.ndarray, *others: Any) -> bool:
     return x.dtype in ONE and all(a is None or a.dtype == x.dtype for a in others) and x.ndim > 0
 
 
+def _is_float(x: np.ndarray) -> bool:
+    """Whether an array is of floats as the processor has them, or of half precision."""
+    return x.dtype in ONE or is_half(x)
+
+
 def sum_of_rows(rows: np.ndarray) -> np.ndarray:
     """Sum over the first axis of a C-contiguous matrix (n, columns).
 
@@ -294,17 +272,6 @@ def leading(axis: Any) -> int:
     return int(axis == 0)
 
 
-def _is_narrow(x: np.ndarray) -> bool:
-    """Whether a matrix is transposed for reductions over its rows."""
-    return x.shape[1] <= NARROW and len(x) >= MANY_ROWS
-
-
-def _at(target: np.ndarray, classes: int) -> np.ndarray:
-    """Where each row's class is in a flat (rows, classes) array."""
-    places = np.arange(0, len(target) * classes, classes)
-    return np.add(places, target, places, casting="unsafe")
-
-
 def all_classes(target: np.ndarray, classes: int) -> bool:
     """Whether every label is a class. Seen as unsigned, a negative number is larger than any."""
     if not target.size:
@@ -312,13 +279,20 @@ def all_classes(target: np.ndarray, classes: int) -> bool:
     return bool(max_over(target.view(UNSIGNED.get(target.dtype, target.dtype))) < classes)
 
 
-def check_labels(target: np.ndarray, classes: int, ignore_index: int) -> None:
-    """Raise IndexError, naming row and value, where a label is neither a class nor
-    `ignore_index`."""
-    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if wrong.any():
+def checked_labels(
+    target: np.ndarray, classes: int, ignore_index: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels with a class in place of `ignore_index`, and which of them that was; None where it was
+    none. A label that is neither raises IndexError, naming row and value."""
+    every = all_classes(target, classes)
+    if every and not 0 <= ignore_index < classes:
+        return target, None
+    ignored = target == ignore_index
+    wrong = None if every else ((target < 0) | (target >= classes)) & ~ignored
+    if wrong is not None and wrong.any():
         row = int(wrong.argmax())
         raise IndexError(
             f"target[{row}] = {target[row]} is not a class index in [0, {classes}) "
             f"nor ignore_index={ignore_index}"
         )
+    return np.where(ignored, 0, target), ignored
