@@ -183,6 +183,7 @@ def test_files_on_disk_are_the_files_that_are_compiled():
     assert {p.name for p in folder.glob("*.cuh")} == {
         "common.cuh",
         "rows.cuh",
+        "uneven.cuh",
         "tiles.cuh",
         "chain.cuh",
     }
