@@ -156,6 +156,7 @@ def test_either_way_can_be_forced(process, lt, monkeypatch, mode, found):
     cuda, clock = process(1, 1, mode)
     assert asked(cuda) == found and not clock.asked and not tables.saved()
     assert (lt("calls") > calls) == (mode == "always")
+    assert cuda.with_numerics("native").joining == mode
     monkeypatch.setenv("GPUBACKPROP_JOINED", mode)
     assert process(mode=None)[0].joining == mode
     monkeypatch.delenv("GPUBACKPROP_JOINED")

@@ -135,7 +135,9 @@ class CUDABackend(
         return frozenset({"scatter_take", "matmul", *(of_cudnn if self.cudnn.active else ())})
 
     def with_numerics(self, numerics: Numerics) -> CUDABackend:
-        return self if numerics == self.numerics else CUDABackend(self.index, numerics)
+        if numerics == self.numerics:
+            return self
+        return CUDABackend(self.index, numerics, self.cudnn.mode, self.joining)
 
     def synchronize(self) -> None:
         self._gpu.synchronize()

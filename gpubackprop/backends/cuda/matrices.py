@@ -9,7 +9,9 @@ arithmetic on shapes and strides, in elements.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from gpubackprop.backends.primitives import Shape
 
@@ -303,3 +305,18 @@ def arrange(x1: View, x2: View, y: View, copied: bool = False) -> Work | Copies:
     ld = (second[1], first[1], result[1])
     turned = tuple((b, a, c) for a, b, c in offsets)
     return Work(n, m, k, True, not second[0], not first[0], ld, batch, (s2, s1, s), turned)
+
+
+def auxiliary_step(
+    auxiliary: Any | None, activation: str, shape: Shape, dtype: np.dtype
+) -> int | None:
+    """Distance of two rows of what a function keeps, in its elements; 0 where it keeps nothing,
+    None where the array does not fit."""
+    unit = AUXILIARY.get(activation)
+    if auxiliary is None or unit is None:
+        return 0 if auxiliary is None and unit is None else None
+    rows, n = math.prod(shape[:-1]), shape[-1]
+    bits = activation.startswith("relu")
+    kind, step = (np.uint8, -(-n // unit) * unit) if bits else (dtype, n)
+    fits = auxiliary.dtype == kind and auxiliary.flags.c_contiguous and not step % unit
+    return step if fits and auxiliary.size == rows * (step // 8 if bits else step) else None

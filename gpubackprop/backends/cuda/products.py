@@ -260,7 +260,7 @@ class CudaProducts(CupyProducts, InnerProducts):
             bias.shape != along or bias.dtype != dtype or not bias.flags.c_contiguous
         ):
             return _Ready()
-        step = _auxiliary_step(auxiliary, activation, whole, np.dtype(dtype))
+        step = matrices.auxiliary_step(auxiliary, activation, whole, np.dtype(dtype))
         if step is None:
             return _Ready()
         if not math.prod(shape) or not x1.shape[-1]:
@@ -393,18 +393,3 @@ def _elements(x: Array) -> Shape | None:
 def _view(x: Array) -> View | None:
     strides = _elements(x)
     return None if strides is None else View(x.shape, strides)
-
-
-def _auxiliary_step(
-    auxiliary: Array | None, activation: str, shape: Shape, dtype: np.dtype
-) -> int | None:
-    """Distance of two rows of what a function keeps, in its elements; 0 where it keeps nothing,
-    None where the array does not fit."""
-    unit = matrices.AUXILIARY.get(activation)
-    if auxiliary is None or unit is None:
-        return 0 if auxiliary is None and unit is None else None
-    rows, n = math.prod(shape[:-1]), shape[-1]
-    bits = activation.startswith("relu")
-    kind, step = (np.uint8, -(-n // unit) * unit) if bits else (dtype, n)
-    fits = auxiliary.dtype == kind and auxiliary.flags.c_contiguous and not step % unit
-    return step if fits and auxiliary.size == rows * (step // 8 if bits else step) else None
