@@ -27,9 +27,10 @@ template <int HELD, int L> struct Stretch {
 // registers than there are, where the packs and sums beside them take most.
 template <typename T, int L> __device__ __forceinline__ void forget(Pack<T, L>& pack) {
   if constexpr (sizeof(pack) % 4 == 0) {
+    constexpr int WORDS = sizeof(pack) / 4;
     u32* bits = reinterpret_cast<u32*>(&pack);
 #pragma unroll
-    for (int q = 0; q < (int)sizeof(pack) / 4; ++q) asm volatile("" : "+r"(bits[q]));
+    for (int q = 0; q < WORDS; ++q) asm volatile("" : "+r"(bits[q]));
   }
 }
 // L neighbours, as many instructions as that takes.
