@@ -316,7 +316,7 @@ def test_no_loop_over_elements_counts_in_32_bits():
         ):
             bound = (
                 r"[A-Z]+|([A-Z]+|\d) \* [A-Z]+|\d+|[A-Z]+ / \d+|\d+ / [A-Z]+|dv|features|depth|"
-                r"parts|n|COUNT \* features|2 \* WORDS - skip"
+                r"parts|n|COUNT \* features|2 \* WORDS - skip|R::L"
             )
             assert re.fullmatch(bound, end.strip()), f"{file}: a loop from {start} to {end}"
 
