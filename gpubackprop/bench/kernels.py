@@ -160,9 +160,9 @@ def _cross_entropy(K: Backend, sizes: Sizes) -> Callable[[], Any]:
 
 def _cross_entropy_backward(K: Backend, sizes: Sizes) -> Callable[[], Any]:
     x, target = _logits(K, sizes, 8)
-    _, *spread = K.softmax_cross_entropy(x, target)
+    _, top, total = K.softmax_cross_entropy(x, target)
     dy = K.full((x.shape[0],), 1.0 / x.shape[0], np.float32)
-    return lambda: K.softmax_cross_entropy_backward(dy, x, *spread, target)
+    return lambda: K.softmax_cross_entropy_backward(dy, x, top, total, target)
 
 
 def _gelu(K: Backend, sizes: Sizes) -> Callable[[], Any]:

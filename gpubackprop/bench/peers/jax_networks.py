@@ -8,6 +8,7 @@ means in order, of its input, and of the recipe's options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -156,7 +157,7 @@ def _gpt(net: Pass, tokens: Any, o: Options) -> Any:
     return _layer_norm(net, x, o["bias"]) @ table.T
 
 
-def _lstm_cell(carry: Any, gates: Any, recurrent: Any) -> Any:
+def _lstm_cell(recurrent: Any, carry: Any, gates: Any) -> Any:
     h, c = carry
     i, f, g, o = jnp.split(gates + h @ recurrent, 4, -1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -174,8 +175,7 @@ def _recurrent(net: Pass, tokens: Any, o: Options) -> Any:
         weight, recurrent, bias, second = (net.take() for _ in range(4))
         zero = jnp.zeros((x.shape[1], o["hidden"]), x.dtype)
         gates = x @ weight.T + (bias + second)
-        turned = recurrent.T
-        _, x = lax.scan(lambda c, g, w=turned: _lstm_cell(c, g, w), (zero, zero), gates)
+        _, x = lax.scan(partial(_lstm_cell, recurrent.T), (zero, zero), gates)
     x = _dropped(net, x.swapaxes(0, 1), o["dropout"])
     return _linear(net, x, {"bias": True})
 
