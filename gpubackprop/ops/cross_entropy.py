@@ -41,6 +41,8 @@ def _forward(
     if not (fits and reduction in REDUCTIONS and 0.0 <= label_smoothing <= 1.0):
         raise ValueError("an argument does not fit")  # `infer` has the words
     target = _labels(K, target)
+    if is_half(weight):
+        weight = K.astype(weight, "float32")
     loss, *spread = K.softmax_cross_entropy(x, target, weight, ignore_index, label_smoothing)
     if reduction == "none":
         return loss, *spread, None

@@ -130,6 +130,49 @@ def test_sums_of_gradients_are_repeatable(cuda):
     np.testing.assert_allclose(bits, wide, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(96, 50_257), (300, 1003), (3, 2_000_003)])
+def test_cross_entropy_of_half_logits_of_odd_rows(cuda, shape, dtype):
+    """As in double precision, and with the same bits wherever the logits lie."""
+    half = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.float16
+    x, dy = (4 * random(*shape)).astype(half), random(shape[0], seed=1)
+    target = np.random.default_rng(2).integers(0, shape[1], shape[0])
+    wide = x.astype(np.float64)
+    expected = Composites.softmax_cross_entropy(NUMPY, wide, target)
+    up = dy.astype(np.float64)
+    slope = Composites.softmax_cross_entropy_backward(NUMPY, up, wide, *expected[1:], target)
+    flat, bits, places = x.reshape(-1), [], cuda.asarray(target)
+    for offset in range(8):
+        room = cuda.asarray(np.concatenate([flat[:offset], flat]))
+        logits = room[offset:].reshape(shape)
+        loss, *spread = cuda.softmax_cross_entropy(logits, places)
+        dx = cuda.softmax_cross_entropy_backward(cuda.asarray(dy), logits, *spread, places)
+        bits.append([cuda.to_numpy(a).tobytes() for a in (loss, *spread, dx)])
+    assert all(b == bits[0] for b in bits)
+    np.testing.assert_allclose(cuda.to_numpy(loss), expected[0], rtol=2e-5, atol=2e-5)
+    digits = 2.0**-8 if dtype == "bfloat16" else 2.0**-11
+    found = cuda.to_numpy(dx).astype(np.float64)
+    np.testing.assert_allclose(found, slope, rtol=2 * digits, atol=1e-6)
+
+
+def test_odd_rows_of_half_logits_take_no_longer_than_whole_packs(cuda):
+    """A vocabulary of 50,257 beside one of 50,256, forth and back."""
+    target, clock = cuda.asarray(np.arange(4096) % 50_000), cuda.clock()
+    dy = cuda.ones((4096,), np.float32)
+
+    def seconds(classes):
+        x = cuda.astype(cuda.asarray(random(4096, classes)), np.float16)
+
+        def step():
+            _, *spread = cuda.softmax_cross_entropy(x, target)
+            cuda.softmax_cross_entropy_backward(dy, x, *spread, target)
+
+        step()
+        return min(clock.seconds(step, 5) for _ in range(5))
+
+    assert seconds(50_257) < 1.3 * seconds(50_256)
+
+
 def test_coarse_kernels_can_be_captured(cuda):
     """Capture fails at any call that waits for the device or allocates from the driver."""
     x, target = cuda.asarray(random(64, 50)), cuda.asarray(np.arange(64) % 50)

@@ -83,6 +83,31 @@ def test_few_long_rows_are_cut_into_pieces(monkeypatch, stages, kernel, shape, s
     assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [None, np.float16, np.float32])
+@pytest.mark.parametrize("cols", [40, 1003])
+def test_half_logits_are_read_as_they_are(stages, cols, weighted, smoothing):
+    """By the kernels: in no part of the work are they widened."""
+    x, dy = random(6, cols).astype(np.float16), random(6, seed=1)
+    target, weight = np.arange(6) * 6, None
+    if weighted:
+        weight = np.abs(random(cols, seed=2)).astype(weighted)
+    options, wide = (weight, -100, smoothing), x.astype(np.float64)
+    expected = Backend.softmax_cross_entropy(NUMPY, wide, target, *options)
+    slope = Backend.softmax_cross_entropy_backward(
+        NUMPY, dy.astype(np.float64), wide, *expected[1:], target, *options
+    )
+    found = run(BACKEND, type(BACKEND).softmax_cross_entropy, (x, target, *options))
+    arguments = (dy, x, *found[1:], target, *options)
+    (dx,) = run(BACKEND, type(BACKEND).softmax_cross_entropy_backward, arguments)
+    assert {name for name, _ in stages} == {"cross_entropy", "cross_entropy_backward"}
+    for got, want in zip(found, expected, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert dx.dtype == np.float16
+    np.testing.assert_allclose(dx, slope, rtol=2e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (0, 9000), (4, 0)])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_arrays_without_elements(stages, kernel, shape):

@@ -78,6 +78,37 @@ def test_gradients_of_a_small_network(precision, digits):
     assert apart < 4 * digits
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"label_smoothing": 0.1}, {"ignore_index": 2}, {"reduction": "none"}, {"weight": True}],
+    ids=["mean", "smoothed", "ignored", "rows", "weighted"],
+)
+def test_cross_entropy_of_half_logits(half, options):
+    """PyTorch widens them to float32 and rounds their cotangent."""
+    logits = torch.tensor(3 * RNG.standard_normal((12, 1003)).astype(np.float32)).to(half)
+    target = torch.tensor(RNG.integers(0, 5, 12))
+    weight = torch.tensor(RNG.uniform(0.5, 1.5, 1003).astype(np.float32))
+    name = {torch.bfloat16: "bf16-mixed", torch.float16: "fp16-mixed"}[half]
+    given = {**options, "weight": weight} if "weight" in options else options
+    theirs = logits.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=half):
+        loss = torch.nn.functional.cross_entropy(theirs, target, **given)
+    loss.sum().backward()
+    wide = gb.tensor(logits.float().numpy())
+    ours = wide.astype(np.float16 if half is torch.float16 else "bfloat16").detach()
+    ours.requires_grad = True
+    given = {k: gb.tensor(v.numpy()) if k == "weight" else v for k, v in given.items()}
+    with gb.precision(name):
+        cost = F.cross_entropy(ours, gb.tensor(target.numpy()), **given)
+    cost.sum().backward()
+    assert cost.dtype == np.float32 and loss.dtype == torch.float32
+    np.testing.assert_allclose(cost.numpy(), loss.detach().numpy(), rtol=2e-6)
+    digits = 2.0**-7 if half is torch.bfloat16 else 2.0**-10  # one rounding, to either side
+    found = ours.grad.numpy().astype(np.float64)
+    np.testing.assert_allclose(found, theirs.grad.double().numpy(), rtol=digits, atol=1e-7)
+
+
 def test_dtypes_of_results():
     """The same operations are in half precision. On a CPU PyTorch leaves a few more alone."""
     x, w = RNG.standard_normal((4, 6)).astype(np.float32), RNG.standard_normal((5, 6))

@@ -209,10 +209,11 @@ class FusedKernels(RowKernels):
         return dx
 
     def _of_classes(self, x: Array, weight: Array | None) -> Array | None:
-        """Weights of the classes in the type that logits are computed with in."""
-        if weight is None or weight.dtype.itemsize >= x.dtype.itemsize >= 4:
+        """Weights of the classes, narrower ones in the type that logits are computed with in."""
+        wide = wide_of(x.dtype)
+        if weight is None or weight.dtype.itemsize >= wide.itemsize:
             return weight
-        return self.astype(weight, wide_of(x.dtype))
+        return self.astype(weight, wide)
 
     def _cross_entropy_template(
         self, x: Array, target: Array, weight: Array | None
