@@ -83,15 +83,58 @@ def test_a_global_store_into_shared_memory_is_reported(tiny):
 
 
 @needs_compiler
+def test_shared_memory_that_no_one_wrote_is_not_a_number(tiny):
+    text = (
+        "__global__ void race(float* x) {\n  __shared__ float cell[64];\n"
+        "  if (threadIdx.x < %d) cell[threadIdx.x] = 1;\n  __syncthreads();\n"
+        "  x[blockIdx.x * 64 + threadIdx.x] = cell[63 - threadIdx.x];\n}\n"
+    )
+    for written in (64, 40):
+        x = np.zeros(128, np.float32)
+        tiny(text % written, "float*")(2, 64, (x,))
+        assert int(np.isnan(x).sum()) == 2 * (64 - written)
+
+
+@needs_compiler
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_what_is_read_or_written_beside_an_array_is_reported(tiny, start):
+    text = "__global__ void race(const float* x, float* y, i64 i, i64 j) {\n  y[j] = x[i];\n}\n"
+    kernel = tiny(text, "const float*", "float*", "i64", "i64")
+    x, y = np.arange(32, dtype=np.float32)[start:17], np.zeros(7, np.float32)
+
+    def run(i: int, j: int) -> float:
+        kernel(1, 32, (x, y, np.int64(i), np.int64(j)))
+        return float(y[j])
+
+    assert run(16 - start, 6) == 16
+    assert np.isnan(run(-1, 0))  # of a word that is not an array's
+    for i, j in ((20 - start, 0), (0, 1024)):
+        with pytest.raises(RuntimeError, match="illegal address"):
+            run(i, j)
+    for j in (7, -1):
+        with pytest.raises(RuntimeError, match="beside float"):
+            run(0, j)
+    np.testing.assert_array_equal(x, np.arange(start, 17))
+
+
+@needs_compiler
+def test_arrays_that_lie_over_each_other_are_the_same_memory_to_a_kernel(tiny):
+    text = "__global__ void race(const float* x, float* y) {\n  y[0] = 3;\n  y[1] = x[0];\n}\n"
+    y = np.zeros(4, np.float32)
+    tiny(text, "const float*", "float*")(1, 32, (y, y))
+    np.testing.assert_array_equal(y, [3, 3, 0, 0])
+
+
+@needs_compiler
 def test_wrong_arguments_are_refused():
     kernel = shim.library("norm", "float")["column_sum<float>"]
     x, n = np.zeros((4, 4), np.float32), np.int64(4)
     for wrong, said in (
-        ((x.astype(np.float64), x, n, n), "float64"),
-        ((x.T, x, n, n), "gaps"),
-        ((x, x, 4, n), "NumPy scalar"),
-        ((x, x, np.int32(4), n), "int32"),
-        ((x, x, x, n), "array"),
+        ((x.astype(np.float64), x, x, n, n, n), "float64"),
+        ((x.T, x, x, n, n, n), "gaps"),
+        ((x, x, x, 4, n, n), "NumPy scalar"),
+        ((x, x, x, np.int32(4), n, n), "int32"),
+        ((x, x, x, x, n, n), "array"),
     ):
         with pytest.raises(TypeError, match=said):
             kernel(1, 256, wrong)

@@ -5,13 +5,17 @@
 // others as it can, and the order can be reversed: a kernel that lacks a __syncthreads() gives another result in one of the two
 // orders. A block whose threads wait for each other in vain is reported instead of hanging.
 //
-// A pack of elements that is moved at once from where a GPU would refuse it is reported too.
+// A pack of elements that is moved at once from where a GPU would refuse it is reported too, and so is an address outside of all
+// arrays (see guarded.py). What a block's threads share is not a number before they write it.
 //
 // What it does not show: timing, memory coalescing, the GPU's own exp and log, denormals flushed to zero.
 #define GPUBACKPROP_SHIM 1
 
+#include <dlfcn.h>
+#include <link.h>
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +34,9 @@
   if (!shim::at_boundary(x, bytes)) return
 #define STORED_GLOBALLY(x) \
   if (shim::shared(x)) return
-#define __shared__ static  // one block at a time: a static variable is the block's own
+// One block at a time: a static variable is the block's own. Those of a thread of the operating system lie together, and nothing else
+// with them.
+#define __shared__ static thread_local
 
 struct dim3_ {
   unsigned x, y, z;
@@ -65,12 +71,29 @@ static void* body_data;
 static unsigned char exchange[1024][8];
 static bool misplaced;  // whether a pack was moved at once that is not at a boundary of its size
 
-// Where the linker puts this library's static variables, and with them what kernels share.
-extern "C" char __bss_start[] __attribute__((visibility("hidden"))), _end[] __attribute__((visibility("hidden")));
+static thread_local char anchor;  // memory of threads is given to a library when it first asks
+static char* shared_start;
+static size_t shared_size;
 static bool astray;  // whether an instruction for memory that all blocks see was given an address in shared memory
 
+// Where this library's memory of the thread is, with all that kernels share.
+inline void find_shared() {
+  *(volatile char*)&anchor = 0;
+  Dl_info here;
+  dladdr((void*)&shared_start, &here);
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* base) {
+        if ((void*)info->dlpi_addr != base) return 0;
+        for (unsigned k = 0; k < info->dlpi_phnum; ++k)
+          if (info->dlpi_phdr[k].p_type == PT_TLS) shared_size = info->dlpi_phdr[k].p_memsz;
+        shared_start = (char*)info->dlpi_tls_data;
+        return 1;
+      },
+      here.dli_fbase);
+}
+
 inline bool shared(const void* place) {
-  astray = astray || ((size_t)place >= (size_t)__bss_start && (size_t)place < (size_t)_end);
+  astray = astray || ((size_t)place >= (size_t)shared_start && (size_t)place < (size_t)shared_start + shared_size);
   return astray;
 }
 
@@ -154,17 +177,32 @@ inline int run_block(unsigned threads, bool reversed) {
   return 0;
 }
 
-template <typename F> int launch(unsigned grid, unsigned block, bool reversed, F kernel) {
+static jmp_buf fault;
+
+// 0, or what went wrong, as shim.py names it.
+template <typename F> int run_grid(unsigned grid, unsigned block, bool reversed, F kernel) {
   body = [](void* data) { (*static_cast<F*>(data))(); };
   body_data = &kernel;
   blockDim = {block, 1, 1};
   gridDim = {grid, 1, 1};
   misplaced = astray = false;
+  find_shared();
   for (unsigned b = 0; b < grid; ++b) {
     blockIdx = {b, 0, 0};
+    memset(shared_start, 0xff, shared_size);  // of every type of floats, not a number
     if (run_block(block, reversed)) return 1;
   }
   return misplaced ? 2 : astray ? 3 : 0;
+}
+
+template <typename F> int launch(unsigned grid, unsigned block, bool reversed, F kernel) {
+  static struct sigaction before, own;
+  own.sa_handler = [](int) { _longjmp(fault, 1); };
+  own.sa_flags = SA_NODEFER;
+  sigaction(SIGSEGV, &own, &before);
+  int wrong = _setjmp(fault) ? 4 : run_grid(grid, block, reversed, kernel);
+  sigaction(SIGSEGV, &before, nullptr);
+  return wrong;
 }
 
 }  // namespace shim

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from gpubackprop.backends.cuda import sources
+from tests.backends.support.guarded import Guarded, apart
 
 HEADERS = [Path(__file__).with_name(name) for name in ("shim.h", "shim_tensor.h")]
 # -ffp-contract=off is the GPU compiler's -fmad=false.
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")
+FLAGS += ("-fvisibility=hidden",)  # what kernels share is each library's own
 try:
     import ml_dtypes
 except ImportError:  # then there are no arrays of it
@@ -29,6 +31,7 @@ WRONG = {
     1: "the threads wait for each other for ever",
     2: "misaligned address",
     3: "an address in shared memory where a global one is needed",
+    4: "illegal address",
 }
 WITH_STEPS = {"attention", "attention_queries", "attention_keys"}
 """Kernels that are told how far apart the rows of their arrays are."""
@@ -84,17 +87,26 @@ class Kernel:
             If an array is not of the type that the kernel reads, or a scalar not of its width.
         RuntimeError
             If the threads of a block wait for each other for ever, or several elements were moved
-            at once across a boundary, or an instruction for global memory is given shared memory.
+            at once across a boundary, or an instruction for global memory is given shared memory,
+            or something beside the arrays was read or written.
         """
         cells = []
-        for argument, value in zip(self.signature.arguments, arguments, strict=True):
+        pairs = list(zip(self.signature.arguments, arguments, strict=True))
+        arrays = [value for _, value in pairs if isinstance(value, np.ndarray)]
+        alone = iter(apart(arrays))
+        guards: list[tuple[str, Guarded]] = []
+        for argument, value in pairs:
             if isinstance(value, np.ndarray):
                 wanted = pointed(argument, self.bindings)
                 if not argument.endswith("*") or (wanted is not None and value.dtype != wanted):
                     raise TypeError(f"{self.expression}: {argument} cannot be {value.dtype} array")
                 if not value.flags.c_contiguous and self.signature.name not in WITH_STEPS:
                     raise TypeError(f"{self.expression}: an array for {argument} has gaps")
-                cells.append(np.array(value.ctypes.data, np.uint64))
+                address = value.ctypes.data
+                if next(alone):
+                    guards.append((argument, Guarded(value)))
+                    address = guards[-1][1].address
+                cells.append(np.array(address, np.uint64))
             elif not isinstance(value, np.generic):
                 raise TypeError(
                     f"{self.expression}: {argument} needs a NumPy scalar, not {value!r}"
@@ -113,6 +125,9 @@ class Kernel:
         wrong = self._function(pointers, grid, block, int(reverse))
         if wrong:
             raise RuntimeError(f"{self.expression}: {WRONG[wrong]}")
+        for argument, guard in guards:
+            if not argument.startswith("const ") and not guard.take_back():
+                raise RuntimeError(f"{self.expression}: something beside {argument} was written")
 
 
 @functools.cache
@@ -135,7 +150,8 @@ def build(source: str, expressions: tuple[str, ...]) -> dict[str, Kernel]:
         passed = ", ".join(f"*({t}*)a[{i}]" for i, t in enumerate(signature.arguments))
         call = f"{name}<{', '.join(signature.parameters)}>" if values else name
         kernels.append(
-            f'extern "C" int k{number}(void** a, unsigned grid, unsigned block, int reversed) {{\n'
+            'extern "C" __attribute__((visibility("default")))\n'
+            f"int k{number}(void** a, unsigned grid, unsigned block, int reversed) {{\n"
             f"{bindings}  return shim::launch(grid, block, reversed,\n"
             f"                      [&] {{ {call}({passed}); }});\n}}\n"
         )
