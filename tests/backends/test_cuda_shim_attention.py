@@ -212,3 +212,16 @@ def test_scores_beyond_half_precision(backend):
     np.testing.assert_allclose(y, wide, atol=1e-2)
     for found in backend.attention_backward(dy, *big, None, y, lse):
         assert np.isfinite(found).all()
+
+
+def test_a_key_that_no_query_attends_to_may_be_infinite(backend):
+    q, k = np.abs(fill((1, 1, 5, 4), 1)) + 0.5, fill((1, 1, 16, 4), 2)
+    dy, v = fill(q.shape, 3), fill(k.shape, 4)
+    k[..., 3, 1] = -np.inf
+    with np.errstate(invalid="ignore"):
+        y, lse = AttentionKernels.attention(NUMPY, q, k, v, None)
+        found = backend.attention_backward(dy, q, k, v, None, y, lse)
+        expected = AttentionKernels.attention_backward(NUMPY, dy, q, k, v, None, y, lse)
+    for got, want in zip(found[1:], expected[1:], strict=True):
+        assert np.isfinite(want).all()
+        testing.require_close("infinite", got, want, 1e-12)

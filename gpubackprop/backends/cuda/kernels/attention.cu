@@ -8,8 +8,14 @@
 // there is room for: features beyond those of the arrays are zeros in shared memory.
 
 // Rows of a block, and of a tile forwards and backwards: what fits in 48 KiB of shared memory.
-template <int BYTES> struct Tiles { static constexpr int ROWS = 64, FORWARD = BYTES <= 128 ? 64 : 32, BACKWARD = BYTES <= 128 ? 32 : 16; };
-template <> struct Tiles<512> { static constexpr int ROWS = 32, FORWARD = 16, BACKWARD = 8; };
+template <int BYTES> struct Tiles {
+  static constexpr int ROWS = 64, FORWARD = BYTES <= 128 ? 64 : 32, BACKWARD = BYTES <= 128 ? 32 : 16;
+  static constexpr bool EARLY = true;  // whether the next tile waits in registers while this one is multiplied
+};
+template <> struct Tiles<512> {
+  static constexpr int ROWS = 32, FORWARD = 16, BACKWARD = 8;
+  static constexpr bool EARLY = false;
+};
 
 // A call: written out wherever a weight may be dropped it would be most of a kernel.
 __device__ __noinline__ Block called_philox(u64 counter, u32 stream, u64 seed) { return philox(counter, stream, seed); }
@@ -81,12 +87,15 @@ __global__ void attention(const T* q, const T* k, const T* v, const bool* seen, 
     i64 end = causal && first + ROWS + past < keys ? first + ROWS + past : keys, own = first + warp + lane / 4;
     W acc[M][4] = {}, top[2] = {nowhere, nowhere}, total[2] = {};
     __syncthreads();  // what is in shared memory has been read
-    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(rows, q + b * q_b + h * q_h, q_i, first, queries, d);
+    Incoming<E, T, 1, THREADS, ROWS, FEATURES, STRIDE, false>{{rows}, {q + b * q_b + h * q_h}, {q_i}, {d}, queries}.store(first);
+    Incoming<E, T, 2, THREADS, DEPTH, FEATURES, STRIDE, Size::EARLY> tile = {
+        {key_tile, value_tile}, {k + b * k_b + group * k_h, v + b * v_b + group * v_h}, {k_i, v_i}, {d, dv}, keys};
+    tile.fetch(0);
     for (i64 j0 = 0; j0 < end; j0 += DEPTH) {
       __syncthreads();
-      load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(key_tile, k + b * k_b + group * k_h, k_i, j0, keys, d);
-      load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(value_tile, v + b * v_b + group * v_h, v_i, j0, keys, dv);
+      tile.store(j0);
       __syncthreads();
+      if (j0 + DEPTH < end) tile.fetch(j0 + DEPTH);
       W s[N][4] = {}, larger[2] = {top[0], top[1]}, shift[2];
       E::template rows_by_rows<STRIDE, FEATURES>(s, rows + warp * STRIDE, key_tile, lane);
       bool all = rule.all(first + warp, j0 + DEPTH);
@@ -165,8 +174,11 @@ __global__ void attention_queries(const T* dy, const T* q, const T* k, const T* 
     const T *dy_head = dy + b * g_b + h * g_h, *y_head = y + b * y_b + h * y_h;
     W acc[M][4] = {}, mean[2] = {}, sum[2];
     __syncthreads();
-    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(rows, q + b * q_b + h * q_h, q_i, first, queries, d);
-    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(slope_rows, dy_head, g_i, first, queries, dv);
+    Incoming<E, T, 2, THREADS, ROWS, FEATURES, STRIDE, false>{
+        {rows, slope_rows}, {q + b * q_b + h * q_h, dy_head}, {q_i, g_i}, {d, dv}, queries}.store(first);
+    Incoming<E, T, 2, THREADS, DEPTH, FEATURES, STRIDE, Size::EARLY> tile = {
+        {key_tile, value_tile}, {k + b * k_b + group * k_h, v + b * v_b + group * v_h}, {k_i, v_i}, {d, dv}, keys};
+    tile.fetch(0);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       i64 i = own + 8 * r;
@@ -179,9 +191,9 @@ __global__ void attention_queries(const T* dy, const T* q, const T* k, const T* 
     }
     for (i64 j0 = 0; j0 < end; j0 += DEPTH) {
       __syncthreads();
-      load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(key_tile, k + b * k_b + group * k_h, k_i, j0, keys, d);
-      load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(value_tile, v + b * v_b + group * v_h, v_i, j0, keys, dv);
+      tile.store(j0);
       __syncthreads();
+      if (j0 + DEPTH < end) tile.fetch(j0 + DEPTH);
       W s[N][4] = {}, dw[N][4] = {};
       E::template rows_by_rows<STRIDE, FEATURES>(s, rows + warp * STRIDE, key_tile, lane);
       E::template rows_by_rows<STRIDE, FEATURES>(dw, slope_rows + warp * STRIDE, value_tile, lane);
@@ -234,15 +246,17 @@ __global__ void attention_keys(const T* dy, const T* q, const T* k, const T* v, 
     i64 own = first + warp + lane / 4, last = first + warp + 16;
     W keys_acc[M][4] = {}, values_acc[M][4] = {};
     __syncthreads();
-    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(key_rows, k + b * k_b + group * k_h, k_i, first, keys, d);
-    load_rows<E, THREADS, ROWS, FEATURES, STRIDE>(value_rows, v + b * v_b + group * v_h, v_i, first, keys, dv);
+    Incoming<E, T, 2, THREADS, ROWS, FEATURES, STRIDE, false>{
+        {key_rows, value_rows}, {k + b * k_b + group * k_h, v + b * v_b + group * v_h}, {k_i, v_i}, {d, dv}, keys}.store(first);
     // The first query that may attend to one of these keys.
     i64 start = causal && first > past ? (first - past) / DEPTH * DEPTH : 0;
     for (i64 h = group * share; h < (group + 1) * share; ++h) {
+      // Not EARLY: two results leave no registers for it.
+      Incoming<E, T, 2, THREADS, DEPTH, FEATURES, STRIDE, false> tile = {
+          {query_tile, slope_tile}, {q + b * q_b + h * q_h, dy + b * g_b + h * g_h}, {q_i, g_i}, {d, dv}, queries};
       for (i64 i0 = start; i0 < queries; i0 += DEPTH) {
         __syncthreads();
-        load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(query_tile, q + b * q_b + h * q_h, q_i, i0, queries, d);
-        load_rows<E, THREADS, DEPTH, FEATURES, STRIDE>(slope_tile, dy + b * g_b + h * g_h, g_i, i0, queries, dv);
+        tile.store(i0);
         for (int c = threadIdx.x; c < DEPTH; c += THREADS) {
           i64 i = i0 + c, at = (b * heads + h) * queries + i;
           sums[c] = i < queries ? lse[at] : -log(W(0));  // no weight beyond the last query
@@ -252,7 +266,7 @@ __global__ void attention_keys(const T* dy, const T* q, const T* k, const T* v, 
         W s[N][4] = {}, dw[N][4] = {};
         E::template rows_by_rows<STRIDE, FEATURES>(s, key_rows + warp * STRIDE, query_tile, lane);
         E::template rows_by_rows<STRIDE, FEATURES>(dw, value_rows + warp * STRIDE, slope_tile, lane);
-        bool all = rule.all(i0, last);
+        bool all = i0 + DEPTH <= queries && rule.all(i0, last);  // no query beyond the last has a product that counts
 #pragma unroll
         for (int n = 0; n < N; ++n)
 #pragma unroll

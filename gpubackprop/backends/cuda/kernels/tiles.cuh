@@ -234,35 +234,75 @@ template <typename W, typename F> __device__ __forceinline__ W row_reduce(W v, F
   return f(v, __shfl_xor_sync(0xffffffffu, v, 2));
 }
 
-// Rows `first` to `first + COUNT` of (rows, features) elements, `step` apart, into shared memory; zeros beyond their ends. All threads
-// of the block.
-template <typename E, int THREADS, int COUNT, int FEATURES, int STRIDE, typename T>
-__device__ __forceinline__ void load_rows(T* to, const T* from, i64 step, i64 first, i64 rows, int features) {
-  constexpr int L = 16 / sizeof(T), PACKS = FEATURES / L;
-  if (aligned(from) && step % L == 0 && features % L == 0) {
+// COUNT rows of each of N arrays, on their way into shared memory by all threads of the block: of (rows, features) elements whose rows
+// are `step` apart, with zeros beyond their ends. A thread moves 16 bytes at a time, of all arrays before it waits for the first. With
+// EARLY they wait in registers, so that the block can do something else between fetch() and store().
+template <typename E, typename T, int N, int THREADS, int COUNT, int FEATURES, int STRIDE, bool EARLY> struct Incoming {
+  static constexpr int L = 16 / sizeof(T), PACKS = FEATURES / L, TIMES = COUNT * PACKS / THREADS, EACH = THREADS / PACKS;
+  static constexpr int KEPT = EARLY || TIMES < 4 ? TIMES : 4;
+  static_assert(THREADS % PACKS == 0 && COUNT % EACH == 0 && TIMES % KEPT == 0, "every thread moves as much");
+  T* to[N];
+  const T* from[N];
+  i64 step[N];
+  int features[N];
+  i64 rows;
+  Pack<T, L> packs[N][KEPT];
+
+  __device__ __forceinline__ bool whole() const {
+    bool all = true;
 #pragma unroll
-    for (int k = threadIdx.x; k < COUNT * PACKS; k += THREADS) {
-      int r = k / PACKS, f = k % PACKS * L;
-      Pack<T, L> pack;
-      if (first + r < rows && f < features) {
-        load_pack(pack, from + (first + r) * step + f, true, L);
-      } else {
+    for (int a = 0; a < N; ++a) all = all && aligned(from[a]) && step[a] % L == 0 && features[a] % L == 0;
+    return all;
+  }
+  // Rows from `first` on; those before the u-th of a thread's own are left out.
+  __device__ __forceinline__ void load(i64 first, int u) {
+    int f = threadIdx.x % PACKS * L;
+    first += threadIdx.x / PACKS + u * EACH;
 #pragma unroll
-        for (int l = 0; l < L; ++l) pack.item[l] = zero<T>();
+    for (int a = 0; a < N; ++a)
+#pragma unroll
+      for (int k = 0; k < KEPT; ++k) {
+        i64 i = first + k * EACH;
+        if (i < rows && f < features[a]) {
+          load_pack(packs[a][k], from[a] + i * step[a] + f, true, L);
+        } else {
+#pragma unroll
+          for (int l = 0; l < L; ++l) packs[a][k].item[l] = zero<T>();
+        }
       }
+  }
+  __device__ __forceinline__ void fetch(i64 first) {
+    if (EARLY && whole()) load(first, 0);
+  }
+  // The rows of the last fetch(), if EARLY.
+  __device__ __forceinline__ void store(i64 first) {
+    if (whole()) {
 #pragma unroll
-      for (int l = 0; l < L; ++l) pack.item[l] = E::stored(pack.item[l]);
-      *reinterpret_cast<Pack<T, L>*>(to + r * STRIDE + f) = pack;
-    }
-  } else {
+      for (int u = 0; u < TIMES; u += KEPT) {
+        if (!EARLY) load(first, u);
+#pragma unroll
+        for (int a = 0; a < N; ++a)
+#pragma unroll
+          for (int k = 0; k < KEPT; ++k) {
+            Pack<T, L> pack = packs[a][k];
+#pragma unroll
+            for (int l = 0; l < L; ++l) pack.item[l] = E::stored(pack.item[l]);
+            int r = threadIdx.x / PACKS + (u + k) * EACH;
+            *reinterpret_cast<Pack<T, L>*>(to[a] + r * STRIDE + threadIdx.x % PACKS * L) = pack;
+          }
+      }
+    } else {
+#pragma unroll
+      for (int a = 0; a < N; ++a)
 #pragma unroll 1
-    for (int k = threadIdx.x; k < COUNT * FEATURES; k += THREADS) {
-      int r = k / FEATURES, f = k % FEATURES;
-      bool there = first + r < rows && f < features;
-      to[r * STRIDE + f] = there ? E::stored(from[(first + r) * step + f]) : zero<T>();
+        for (int k = threadIdx.x; k < COUNT * FEATURES; k += THREADS) {
+          int r = k / FEATURES, f = k % FEATURES;
+          bool there = first + r < rows && f < features[a];
+          to[a][r * STRIDE + f] = there ? E::stored(from[a][(first + r) * step[a] + f]) : zero<T>();
+        }
     }
   }
-}
+};
 
 // A warp's 16 rows of a result, multiplied with `scale` (one for each of a thread's two rows), from its registers to rows `step` apart;
 // row 0 of the warp is number `first` of `rows`.
