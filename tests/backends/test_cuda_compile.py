@@ -153,6 +153,23 @@ def test_chains_compile(name, architecture):
         compile_code(code, expressions, architecture, what)
 
 
+@needs_nvrtc
+def test_columns_of_every_type_fit_in_shared_memory():
+    half, wide = np.dtype(np.float16), np.dtype(np.float64)
+    steps = [Step("multiply", (X, X)), Step("multiply", (X, Y))]
+    nodes, constants = traced(steps, [half, wide], chains.floats())
+    outputs = [
+        Written(node, "columns", op, dtype)
+        for node, dtype in zip(nodes, (half, wide), strict=True)
+        for op in ("sum", "max")
+    ]
+    outputs.append(Written(nodes[0], "all", "sum", half))
+    numbers = tuple(Number(d, isinstance(v, float), False) for v, d in constants)
+    inputs = (("flat", half), ("rows", wide))
+    source = ChainSource("columns", inputs, tuple(outputs), numbers, 8, False)
+    compile_code(chain_source.code_of(source), ("chain<8>", "finish"), 80, "sums of every type")
+
+
 def test_chains_have_no_atomics_and_wide_indices():
     for hows in ((), ("all",), ("rows", "all"), ("columns", "all")):
         text = chain_source.text_of(written(np.dtype(np.float32), hows))

@@ -20,11 +20,17 @@ __device__ __forceinline__ i64 quotient(i64 i, i64 d) {
   return ((u64)i | (u64)d) >> 32 ? i / d : (i64)((u32)i / (u32)d);
 }
 
+// What a block's threads share while they add up columns: the same for every type of as many bytes, of which a chain may have several.
+template <int BYTES> __device__ __forceinline__ void* shared_bytes() {
+  alignas(16) __shared__ unsigned char memory[BYTES];
+  return memory;
+}
+
 // The sums of a block's threads for each column of a tile, added up in the order of their rows: thread x of each of the rows of
 // WIDTH threads holds L neighbouring columns.
 template <int WIDTH, int L, typename A, typename F>
 __device__ void fold_columns(const A (&sums)[L], A* row, i64 column, i64 columns, F f) {
-  __shared__ A part[256 * L];
+  A* part = static_cast<A*>(shared_bytes<256 * L * (int)sizeof(A)>());
   int x = threadIdx.x % WIDTH, y = threadIdx.x / WIDTH;
   __syncthreads();  // the values of the call before this one have been read
 #pragma unroll
