@@ -52,14 +52,32 @@ def signature_of(expression: str) -> sources.Signature:
     return sources.signatures()[expression.partition("<")[0]]
 
 
+def chosen(expressions: tuple[str, ...], *endings: str) -> tuple[str, ...]:
+    """Those of the kernels that share rows in one of these ways, and all others."""
+    return tuple(
+        e for e in expressions if "HELD" not in signature_of(e).parameters or e.endswith(endings)
+    )
+
+
+def options_for(architecture: str) -> tuple[str, ...]:
+    """What CuPy compiles with; all but our own are what it adds."""
+    return (
+        *sources.OPTIONS,
+        f"-arch={architecture}",
+        "-ftz=true",
+        "--device-as-default-execution-space",
+        f"-I{HEADERS}",
+    )
+
+
 def compile_file(file: str, element: str, architecture: int) -> dict[str, str]:
     """Compile a file as CuPy does; return the binary's name of every instantiation."""
     expressions = sources.instantiations(file, element)
-    shared = tuple(e for e in expressions if "HELD" in signature_of(e).parameters)
     # One way to share rows for each architecture: the code is the same. All of them for the newest.
-    if shared and (architecture != ARCHITECTURES[-1] or element in ("double", "__half")):
-        ending = ", 8, 1>" if architecture == ARCHITECTURES[0] else ", 0, 0>"
-        expressions = tuple(e for e in expressions if e not in shared or e.endswith(ending))
+    if architecture != ARCHITECTURES[-1] or element in ("double", "__half"):
+        expressions = chosen(
+            expressions, ", 8, 1>" if architecture == ARCHITECTURES[0] else ", 0, 0>"
+        )
     what = f"{file}.cu for {element}"
     return compile_code(sources.source(file, element), expressions, architecture, what)
 
@@ -72,16 +90,8 @@ def compile_code(
     try:
         for expression in expressions:
             NVRTC.addNameExpression(program, expression)
-        # All but our own are what CuPy adds.
-        options = (
-            *sources.OPTIONS,
-            f"-arch=sm_{architecture}",
-            "-ftz=true",
-            "--device-as-default-execution-space",
-            f"-I{HEADERS}",
-        )
         try:
-            NVRTC.compileProgram(program, options)
+            NVRTC.compileProgram(program, options_for(f"sm_{architecture}"))
         except NVRTC.NVRTCError:
             pytest.fail(f"{what}, sm_{architecture}:\n{NVRTC.getProgramLog(program)}")
         log = NVRTC.getProgramLog(program)
@@ -103,6 +113,23 @@ def compile_code(
 def test_every_kernel_compiles(file, architecture):
     for element in sources.FLOATS.values():
         compile_file(file, element, architecture)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("file", sources.FILES)
+def test_memory_is_known_to_be_global_or_shared(file):
+    """An address of which the compiler does not know whose it is costs more to use, and an array
+    of a thread's own that is not in registers lies in memory."""
+    expressions = chosen(sources.instantiations(file, "float"), ", 0, 0>", ", 8, 1>")
+    program = NVRTC.createProgram(sources.source(file), "kernels.cu", (), ())
+    for expression in expressions:
+        NVRTC.addNameExpression(program, expression)
+    NVRTC.compileProgram(program, options_for("compute_80"))
+    text = NVRTC.getPTX(program)
+    text = text.decode() if isinstance(text, bytes) else text
+    moves = re.findall(r"\b(?:ld|st)\.(\w+)", text)
+    assert {"param", "global"} <= set(moves) <= {"param", "global", "shared", "const"}
+    NVRTC.destroyProgram(program)
 
 
 # Kernels that are written at run time: every operation in every dtype, every way to add up.

@@ -10,10 +10,13 @@
 template <typename T, int L> __device__ __forceinline__ void load_across(Pack<T, L>& pack, const T* x, const T* last) {
   constexpr int BYTES = L * (int)sizeof(T), WORDS = BYTES / 4;
   u32 behind = (u32)(u64)x % BYTES;
-  u64 low = (u64)x - behind, high = low + (behind ? BYTES : 0), end = (u64)last / BYTES * BYTES;
+  // Offsets, not addresses made of numbers: the compiler sees that this is global memory.
+  const char* low = reinterpret_cast<const char*>(x) - behind;
+  const char* end = reinterpret_cast<const char*>(last) - (u32)(u64)last % BYTES;
+  const char* high = behind && low < end ? low + BYTES : low;
   Pack<u32, WORDS> part[2];
   load_pack(part[0], reinterpret_cast<const u32*>(low), true, WORDS);
-  load_pack(part[1], reinterpret_cast<const u32*>(high < end ? high : end), true, WORDS);
+  load_pack(part[1], reinterpret_cast<const u32*>(high), true, WORDS);
   u32 bits[2 * WORDS];
 #pragma unroll
   for (int i = 0; i < 2 * WORDS; ++i) bits[i] = part[i / WORDS].item[i % WORDS];
