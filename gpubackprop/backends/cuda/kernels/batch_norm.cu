@@ -9,9 +9,18 @@
 // Moments are (samples, groups), of the type that is computed in: half precision cannot hold a variance beyond 65504. `weight` and
 // `bias` are of that type too, as parameters of mixed precision are; they may be null.
 
-// Where the moments of a channel of a sample are.
-__device__ __forceinline__ i64 group_of(i64 sample, i64 channel, i64 channels, i64 groups) {
-  return sample * groups + (groups == channels ? channel : channel / (channels / groups));
+// Where the moments of L neighbouring channels of a sample are, with groups of `size` channels: one division for all of them.
+template <int L> __device__ __forceinline__ void groups_of(i64 (&q)[L], i64 sample, i64 channel, i64 groups, i64 size) {
+  i64 group = size == 1 ? channel : channel / size, left = (group + 1) * size - channel;
+  group += sample * groups;
+#pragma unroll
+  for (int l = 0; l < L; ++l) {
+    q[l] = group;
+    if (--left == 0) {
+      ++group;
+      left = size;
+    }
+  }
 }
 
 // Neighbours that are taken at once: those of 16 bytes where rows of all arrays begin at such a boundary, else single ones.
@@ -49,29 +58,33 @@ __device__ __forceinline__ void each_row(const T* const (&from)[N], i64 start, i
 }
 
 // to = f(v, l) everywhere, with v the elements of N arrays and l which of L neighbouring channels it is. `load(sample, c)` is called
-// before, for the channels from c on, whenever sample or channels change.
+// before, for the channels from c on, whenever sample or channels change; of several samples, a thread takes AHEAD rows that follow
+// each other, so that this is seldom.
 template <typename T, int L, int AHEAD, int N, typename Load, typename F>
 __device__ __forceinline__ void each_place(const T* const (&from)[N], T* to, i64 samples, i64 rows, i64 channels, Load load, F f) {
   typedef typename Wide<T>::type W;
   i64 packs = channels / L, width = packs < thread_count() ? packs : thread_count(), step = thread_count() / width;
   i64 t = thread_index(), first = t / width, all = samples * rows;
   if (first >= step) return;  // of the threads that are no whole row
+  i64 apart = samples == 1 ? step : 1, start = samples == 1 ? first : first * AHEAD;
   for (i64 p = t % width; p < packs; p += width) {
-    i64 c = p * L, known = -1;
-    for (i64 row = first; row < all; row += AHEAD * step) {
+    i64 c = p * L, end = 0;  // of the rows of the sample that was loaded
+    for (i64 row = start; row < all; row += AHEAD * step) {
       Pack<T, L> packs_of[AHEAD][N];
 #pragma unroll
       for (int u = 0; u < AHEAD; ++u)
 #pragma unroll
         for (int a = 0; a < N; ++a)
-          if (row + u * step < all) load_pack(packs_of[u][a], from[a] + (row + u * step) * channels + c, true, L);
+          if (row + u * apart < all) load_pack(packs_of[u][a], from[a] + (row + u * apart) * channels + c, true, L);
 #pragma unroll
       for (int u = 0; u < AHEAD; ++u) {
-        i64 at = row + u * step;
+        i64 at = row + u * apart;
         if (at >= all) continue;
-        i64 sample = samples == 1 ? 0 : at / rows;
-        if (sample != known) load(sample, c);
-        known = sample;
+        if (at >= end) {
+          i64 sample = samples == 1 ? 0 : at / rows;
+          load(sample, c);
+          end = (sample + 1) * rows;
+        }
         Pack<T, L> out;
 #pragma unroll
         for (int l = 0; l < L; ++l) {
@@ -158,12 +171,14 @@ __device__ void normalise(const T* x, const typename Wide<T>::type* mean, const 
   typedef typename Wide<T>::type W;
   const T* const arrays[1] = {x};
   W m[L], r[L], w[L], b[L];
+  i64 size = channels / groups;
   auto load = [&](i64 sample, i64 c) {
+    i64 q[L];
+    groups_of(q, sample, c, groups, size);
 #pragma unroll
     for (int l = 0; l < L; ++l) {
-      i64 q = group_of(sample, c + l, channels, groups);
-      m[l] = mean[q];
-      r[l] = rstd[q];
+      m[l] = mean[q[l]];
+      r[l] = rstd[q[l]];
       w[l] = weight ? weight[c + l] : W(1);
       b[l] = bias ? bias[c + l] : W(0);
     }
@@ -187,17 +202,18 @@ template <typename T, int L>
 __device__ void span_slopes(const T* dy, const T* x, const typename Wide<T>::type* mean, const typename Wide<T>::type* rstd,
                             typename Wide<T>::type* part, i64 samples, i64 rows, i64 channels, i64 groups, i64 span) {
   typedef typename Wide<T>::type W;
-  i64 spans = (rows + span - 1) / span, packs = channels / L, total = samples * spans * channels;
+  i64 spans = (rows + span - 1) / span, packs = channels / L, total = samples * spans * channels, size = channels / groups;
   const T* const arrays[2] = {dy, x};
   for (i64 k = thread_index(); k < samples * spans * packs; k += thread_count()) {
     i64 job = k / packs, c = k % packs * L, row = job % spans * span, sample = job / spans;
     i64 n = row + span < rows ? span : rows - row, start = (sample * rows + row) * channels + c;
     W m[L], r[L], a[L], b[L];
+    i64 q[L];
+    groups_of(q, sample, c, groups, size);
 #pragma unroll
     for (int l = 0; l < L; ++l) {
-      i64 q = group_of(sample, c + l, channels, groups);
-      m[l] = mean[q];
-      r[l] = rstd[q];
+      m[l] = mean[q[l]];
+      r[l] = rstd[q[l]];
       a[l] = b[l] = 0;
     }
     each_row<T, L, 4>(arrays, start, channels, n, [&](const W(&v)[2], int l) {
@@ -266,14 +282,16 @@ __device__ void normalise_backward(const T* dy, const T* x, const typename Wide<
   typedef typename Wide<T>::type W;
   const T* const arrays[2] = {dy, x};
   W m[L], r[L], w[L], o[L], s[L];
+  i64 size = channels / groups;
   auto load = [&](i64 sample, i64 c) {
+    i64 q[L];
+    groups_of(q, sample, c, groups, size);
 #pragma unroll
     for (int l = 0; l < L; ++l) {
-      i64 q = group_of(sample, c + l, channels, groups);
-      m[l] = mean[q];
-      r[l] = rstd[q];
-      o[l] = offset[q];
-      s[l] = slope[q];
+      m[l] = mean[q[l]];
+      r[l] = rstd[q[l]];
+      o[l] = offset[q[l]];
+      s[l] = slope[q[l]];
       w[l] = weight ? weight[c + l] : W(1);
     }
   };
