@@ -27,6 +27,18 @@ def test_take_and_take_along(launch, dtype, index):  # noqa: F811
     assert np.array_equal(out, np.take_along_axis(x, along.astype(np.int64), 1))
 
 
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_whole_packs_are_taken_wherever_they_begin(launch, dtype, start):  # noqa: F811
+    indices = np.array([6, 0, 7, -1, -7, 3, 3])
+    x, out = random((2 * 7 * 16 + 1,), dtype), np.empty(2 * 7 * 16 + 1, dtype)
+    x, out = (a[start:][: 2 * 7 * 16].reshape(2, 7, 16) for a in (x, out))
+    launch("take", (cpp(dtype), "i64"), geometry.Launch(1), x, indices, out, 2, 7, 7, 16)
+    there = [0, 1, 3, 4, 5, 6]
+    assert np.array_equal(out[:, there], np.take(x, indices[there], axis=1))
+    assert (out[:, 2] != out[:, 2]).all()
+
+
 def test_an_index_out_of_range_takes_nan(launch):  # noqa: F811
     x, out = random((4, 2)), np.zeros((3, 2), np.float32)
     indices = np.array([4, -5, 3])

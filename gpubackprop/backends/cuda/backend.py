@@ -275,7 +275,12 @@ class CUDABackend(
             x = self._packed(x)
             template = (element, sources.INDICES[indices.dtype.name])
             sizes = (outer, x.shape[axis], indices.size, tail)
-            self.kernels.launch("take", template, geometry.over(out.size), x, indices, out, *sizes)
+            # 16 bytes for each thread where rows are whole pieces of 16.
+            packed = tail * x.dtype.itemsize % geometry.PACK_BYTES == 0
+            each = geometry.over_packs(out.size, x.dtype.itemsize)
+            if not packed:
+                each = geometry.over(out.size)
+            self.kernels.launch("take", template, each, x, indices, out, *sizes)
         return out
 
     def take_along_axis(self, x: Array, indices: Array, axis: int) -> Array:

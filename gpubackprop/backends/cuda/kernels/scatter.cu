@@ -3,16 +3,30 @@
 // An index may be negative and then counts from the end. One that is out of range cannot raise here: what is taken is NaN, and
 // what is added back goes nowhere.
 
-// out[o, k, t] = x[o, indices[k], t]
+// out[o, k, t] = x[o, indices[k], t], L neighbouring t at once.
+template <int L, typename T, typename I>
+__device__ __forceinline__ void take_packs(const T* x, const I* indices, T* out, i64 outer, i64 size, i64 count, i64 tail) {
+  typedef typename Wide<T>::type W;
+  i64 packs = tail / L;
+  for (i64 e = thread_index(); e < outer * count * packs; e += thread_count()) {
+    i64 row = e / packs, p = e - row * packs, o = row / count;
+    i64 i = (i64)indices[row - o * count];
+    if (i < 0) i += size;
+    Pack<T, L> pack;
+    if (i >= 0 && i < size) {
+      load_pack(pack, x + (o * size + i) * tail + p * L, true, L);
+    } else {
+#pragma unroll
+      for (int l = 0; l < L; ++l) pack.item[l] = static_cast<T>((W)nanf(""));
+    }
+    store_pack(out + e * L, pack, true, L);
+  }
+}
 template <typename T, typename I>
 __global__ void take(const T* x, const I* indices, T* out, i64 outer, i64 size, i64 count, i64 tail) {
-  typedef typename Wide<T>::type W;
-  for (i64 e = thread_index(); e < outer * count * tail; e += thread_count()) {
-    i64 t = e % tail, k = e / tail % count, o = e / tail / count;
-    i64 i = (i64)indices[k];
-    if (i < 0) i += size;
-    out[e] = i >= 0 && i < size ? x[(o * size + i) * tail + t] : static_cast<T>((W)nanf(""));
-  }
+  constexpr int L = Pack<T>::lanes;
+  if (tail % L == 0 && aligned(x) && aligned(out)) take_packs<L>(x, indices, out, outer, size, count, tail);
+  else take_packs<1>(x, indices, out, outer, size, count, tail);
 }
 
 // out[o, k, t] = x[o, indices[o, k, t], t]
