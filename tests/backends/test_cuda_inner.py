@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from gpubackprop.backends.cuda import CUDABackend, geometry
+from gpubackprop.backends.cuda import CUDABackend, geometry, sources
 from tests.backends.support import fake_cupy, shim
 from tests.backends.support.shim_cases import DTYPES, cpp, launch, random  # noqa: F401
 
@@ -32,6 +32,23 @@ def test_the_kernels(launch, dtype, size):  # noqa: F811
         assert float(total) == pytest.approx(exact, rel=1e-12, abs=1e-12)
         found.append(float(total))
     assert len(set(found)) == 1
+
+
+def test_floats_are_doubles_by_whole_numbers():
+    """Every exponent with either sign, first and last fractions; numbers below the normal ones are
+    zero."""
+    exponents, fractions = np.arange(512, dtype=np.uint32) << 23, [0, 1, 0x2AAAAA, 0x7FFFFF]
+    x = (exponents[:, None] | np.array(fractions, np.uint32)).reshape(-1).view(np.float32)
+    text = (
+        sources.source("inner") + "__global__ void widen(const float* x, double* y, i64 n) {\n"
+        "  for (i64 i = thread_index(); i < n; i += thread_count()) y[i] = widened(x[i]);\n}\n"
+    )
+    y = np.empty(x.size)
+    shim.build(text, ("widen",))["widen"](1, 256, (x, y, np.int64(x.size)))
+    with np.errstate(invalid="ignore"):
+        expected = np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(0, x), x)
+    np.testing.assert_array_equal(y, expected)
+    assert np.array_equal(np.signbit(y), np.signbit(x))
 
 
 @pytest.fixture

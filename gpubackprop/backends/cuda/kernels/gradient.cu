@@ -5,21 +5,28 @@
 
 template <typename W> __device__ __forceinline__ void add_square(W x, double& sum, int& bad) {
   bad |= !(x - x == W(0));
-  sum = fma((double)x, (double)x, sum);
+  double wide = widened(x);
+  sum = fma(wide, wide, sum);
 }
 
 template <typename T, int BLOCK> __global__ void square_norm(const T* grad, double* sums, int* counts, i64 n) {
   typedef typename Wide<T>::type W;
-  constexpr int LANES = Pack<T>::lanes;
+  constexpr int LANES = Pack<T>::lanes, AHEAD = 4;
   double sum = 0;
   int bad = 0;
   bool whole = aligned(grad);
-  i64 packs = n / LANES;
-  for (i64 i = thread_index(); i < packs; i += thread_count()) {
-    Pack<T> pack;
-    load_pack(pack, grad + i * LANES, whole, LANES);
+  i64 packs = n / LANES, step = thread_count();
+  for (i64 i = thread_index(); i < packs; i += AHEAD * step) {
+    Pack<T> ahead[AHEAD];
 #pragma unroll
-    for (int k = 0; k < LANES; ++k) add_square(static_cast<W>(pack.item[k]), sum, bad);
+    for (int u = 0; u < AHEAD; ++u)
+      if (i + u * step < packs) load_pack(ahead[u], grad + (i + u * step) * LANES, whole, LANES);
+#pragma unroll
+    for (int u = 0; u < AHEAD; ++u) {
+      if (i + u * step >= packs) break;
+#pragma unroll
+      for (int k = 0; k < LANES; ++k) add_square(static_cast<W>(ahead[u].item[k]), sum, bad);
+    }
   }
   for (i64 i = packs * LANES + thread_index(); i < n; i += thread_count()) add_square(static_cast<W>(grad[i]), sum, bad);
   sum = team_reduce<BLOCK>(sum, Plus());

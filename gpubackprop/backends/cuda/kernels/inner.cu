@@ -5,19 +5,27 @@
 
 template <typename T, int BLOCK> __global__ void inner_product(const T* x, const T* y, double* sums, i64 n) {
   typedef typename Wide<T>::type W;
-  constexpr int LANES = Pack<T>::lanes;
+  constexpr int LANES = Pack<T>::lanes, AHEAD = 2;
   double sum = 0;
   bool whole = aligned(x) && aligned(y);
-  i64 packs = n / LANES;
-  for (i64 i = thread_index(); i < packs; i += thread_count()) {
-    Pack<T> a, b;
-    load_pack(a, x + i * LANES, whole, LANES);
-    load_pack(b, y + i * LANES, whole, LANES);
+  i64 packs = n / LANES, step = thread_count();
+  for (i64 i = thread_index(); i < packs; i += AHEAD * step) {
+    Pack<T> a[AHEAD], b[AHEAD];
 #pragma unroll
-    for (int k = 0; k < LANES; ++k) sum = fma((double)static_cast<W>(a.item[k]), (double)static_cast<W>(b.item[k]), sum);
+    for (int u = 0; u < AHEAD; ++u)
+      if (i + u * step < packs) {
+        load_pack(a[u], x + (i + u * step) * LANES, whole, LANES);
+        load_pack(b[u], y + (i + u * step) * LANES, whole, LANES);
+      }
+#pragma unroll
+    for (int u = 0; u < AHEAD; ++u) {
+      if (i + u * step >= packs) break;
+#pragma unroll
+      for (int k = 0; k < LANES; ++k) sum = fma(widened(static_cast<W>(a[u].item[k])), widened(static_cast<W>(b[u].item[k])), sum);
+    }
   }
   for (i64 i = packs * LANES + thread_index(); i < n; i += thread_count())
-    sum = fma((double)static_cast<W>(x[i]), (double)static_cast<W>(y[i]), sum);
+    sum = fma(widened(static_cast<W>(x[i])), widened(static_cast<W>(y[i])), sum);
   sum = team_reduce<BLOCK>(sum, Plus());
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
