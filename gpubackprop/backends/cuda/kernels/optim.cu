@@ -36,6 +36,13 @@ template <typename T> __device__ __forceinline__ typename Real<T>::type factor_o
   return static_cast<typename Real<T>::type>(given(place, static_cast<T>(value)));
 }
 
+// Whether a number is not zero, by its bits: the compiler asks anew for each element, and at comparing doubles most GPUs are slow.
+__device__ __forceinline__ bool nonzero(double x) {
+  u64 bits;
+  memcpy(&bits, &x, 8);
+  return bits << 1 != 0;
+}
+
 // step(p, g, s) for every element of param and grad and of N arrays of state, any of which may be null; then s is not read, and
 // what becomes of it is not kept.
 //
@@ -104,7 +111,8 @@ __global__ void sgd(T* param, const T* grad, T* velocity, i64 n, const T* scale_
   if (skip && *skip) return;
   R factor = factor_of(scale_place, scale), rate = R(given(lr_place, lr));
   R keep = R(momentum), take = R(1.0 - dampening), decay = R(weight_decay);
-  bool first = given(step_place, step) <= 1.0, moving = velocity && momentum != 0.0, decays = weight_decay != 0.0;
+  // Steps are whole numbers.
+  bool first = static_cast<float>(given(step_place, step)) <= 1.0f, moving = velocity && nonzero(momentum), decays = nonzero(weight_decay);
   T* const state[1] = {moving ? velocity : nullptr};
   each_parameter(param, grad, state, n, [=](R& p, R g, R(&s)[1]) {
     g = g * factor;
@@ -125,7 +133,7 @@ __global__ void adagrad(T* param, const T* grad, T* total, i64 n, const T* scale
   if (skip && *skip) return;
   R factor = factor_of(scale_place, scale), decay = R(weight_decay), small = R(eps);
   R rate = R(given(lr_place, lr) / (1.0 + (given(step_place, step) - 1.0) * lr_decay));
-  bool decays = weight_decay != 0.0;
+  bool decays = nonzero(weight_decay);
   T* const state[1] = {total};
   each_parameter(param, grad, state, n, [=](R& p, R g, R(&s)[1]) {
     g = g * factor;
@@ -143,7 +151,7 @@ __global__ void rmsprop(T* param, const T* grad, T* mean_square, T* mean_grad, T
   if (skip && *skip) return;
   R factor = factor_of(scale_place, scale), rate = R(given(lr_place, lr)), small = R(eps), carry = R(momentum);
   R keep = R(alpha), take = R(1.0 - alpha), decay = R(weight_decay);
-  bool moving = velocity && momentum != 0.0, decays = weight_decay != 0.0, centred = mean_grad;
+  bool moving = velocity && nonzero(momentum), decays = nonzero(weight_decay), centred = mean_grad;
   T* const state[3] = {mean_square, mean_grad, moving ? velocity : nullptr};
   each_parameter(param, grad, state, n, [=](R& p, R g, R(&s)[3]) {
     g = g * factor;
@@ -179,7 +187,7 @@ __global__ void adam(T* param, const T* grad, T* mean, T* mean_square, i64 n, co
   R factor = factor_of(scale_place, scale), rate = R(shared[0]), spread = R(shared[1]), small = R(eps);
   R shrink = R(1.0 - base_rate * weight_decay), decay = R(weight_decay);
   R keep1 = R(beta1), take1 = R(1.0 - beta1), keep2 = R(beta2), take2 = R(1.0 - beta2);
-  bool apart = weight_decay != 0.0 && decoupled, decays = weight_decay != 0.0 && !decoupled;
+  bool apart = nonzero(weight_decay) && decoupled, decays = nonzero(weight_decay) && !decoupled;
   T* const state[2] = {mean, mean_square};
   each_parameter(param, grad, state, n, [=](R& p, R g, R(&s)[2]) {
     g = g * factor;
