@@ -156,13 +156,12 @@ def build(source: str, expressions: tuple[str, ...]) -> dict[str, Kernel]:
             f"                      [&] {{ {call}({passed}); }});\n}}\n"
         )
     body = source.replace("#include <cuda_fp16.h>", "").replace("#include <cuda_bf16.h>", "")
-    text = "\n".join([*(h.read_text() for h in HEADERS), body, *kernels])
-    key = hashlib.sha256("\0".join([text, *FLAGS, _compiler()]).encode()).hexdigest()[:24]
+    text, header = "\n".join([body, *kernels]), _header()
     folder = Path(tempfile.gettempdir()) / f"gpubackprop-shim-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"{key}.so"
+    target = folder / f"{_key(header, text)}.so"
     if not target.exists():
-        _compile(text, target)
+        _compile(text, target, "-include", str(_compiled_header(folder)), "-x", "c++", "-")
     loaded = ctypes.CDLL(str(target))
     return {
         e: Kernel(e, getattr(loaded, f"k{n}"), declared[e.partition("<")[0]])
@@ -177,12 +176,36 @@ def _compiler() -> str:
     ).stdout
 
 
-def _compile(text: str, target: Path) -> None:
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=".so")
+def _key(*texts: str) -> str:
+    """A name for what is compiled from these texts."""
+    return hashlib.sha256("\0".join([*texts, *FLAGS, _compiler()]).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _header() -> str:
+    return "\n".join(h.read_text() for h in HEADERS)
+
+
+@functools.cache
+def _compiled_header(folder: Path) -> Path:
+    """What all kernels need, which takes longer to compile than most of them, compiled once; the
+    compiler looks for it beside the text."""
+    header = folder / f"{_key(_header())}.h"
+    ready = header.with_suffix(".h.gch")
+    if not ready.exists():
+        handle, part = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "w") as file:
+            file.write(_header())
+        os.replace(part, header)
+        _compile("", ready, "-x", "c++-header", str(header))
+    return header
+
+
+def _compile(text: str, target: Path, *options: str) -> None:
+    handle, part = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
     os.close(handle)
-    run = subprocess.run(
-        ["g++", *FLAGS, "-x", "c++", "-", "-o", part], input=text, capture_output=True, text=True
-    )
+    command = ["g++", *FLAGS, *options, "-o", part]
+    run = subprocess.run(command, input=text, capture_output=True, text=True)
     if run.returncode:
         os.unlink(part)
         raise RuntimeError(f"g++ refused the kernels:\n{run.stderr[:4000]}")
