@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,17 @@ class DeviceArrays(ArrayBackend):
     kernels: Kernels
 
     def empty(self, shape: Shape, dtype: DType) -> Array:
-        def fits(x: Array) -> bool:
-            same = self._is_array(x) and (x.shape, x.dtype) == (shape, dtype)
-            return same and bool(x.flags.c_contiguous)
-
-        found = taken(fits)
+        found = self._wanted(shape, dtype, lambda x: bool(x.flags.c_contiguous))
         return self.xp.empty(shape, dtype) if found is None else found
+
+    def _wanted(self, shape: Shape, dtype: DType, lies: Callable[[Array], bool]) -> Array | None:
+        """What is on offer for a result (``offers.py``) and lies as it can be written; None where
+        nothing is."""
+
+        def fits(x: Array) -> bool:
+            return self._is_array(x) and (x.shape, x.dtype) == (shape, dtype) and lies(x)
+
+        return taken(fits)
 
     def _is_array(self, x: Any) -> bool:
         return isinstance(x, self.array_type)
@@ -67,11 +73,10 @@ class DeviceArrays(ArrayBackend):
         """An array of `x`'s dtype whose last axis has no gaps: where the result is wanted, or new,
         with batches, heads and rows that follow each other in memory as those of `x`."""
 
-        def fits(out: Array) -> bool:
-            same = self._is_array(out) and (out.shape, out.dtype) == (shape, x.dtype)
-            return same and bool(out.strides[-1] == out.itemsize or shape[-1] == 1)
+        def lies(out: Array) -> bool:
+            return bool(out.strides[-1] == out.itemsize or shape[-1] == 1)
 
-        found = taken(fits)
+        found = self._wanted(shape, x.dtype, lies)
         return self._in_order(x, shape) if found is None else found
 
     def _in_order(self, x: Array, shape: Shape) -> Array:

@@ -275,11 +275,7 @@ class CUDABackend(
             x = self._packed(x)
             template = (element, sources.INDICES[indices.dtype.name])
             sizes = (outer, x.shape[axis], indices.size, tail)
-            # 16 bytes for each thread where rows are whole pieces of 16.
-            packed = tail * x.dtype.itemsize % geometry.PACK_BYTES == 0
-            each = geometry.over_packs(out.size, x.dtype.itemsize)
-            if not packed:
-                each = geometry.over(out.size)
+            each = geometry.over(out.size // geometry.lanes_of(tail, x.dtype.itemsize))
             self.kernels.launch("take", template, each, x, indices, out, *sizes)
         return out
 

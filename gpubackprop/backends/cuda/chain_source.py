@@ -34,8 +34,9 @@ from gpubackprop.backends.chains.expressions import (
 )
 from gpubackprop.backends.chains.layouts import COLUMNS, FLAT, ROWS, SCALAR
 from gpubackprop.backends.cuda import sources
+from gpubackprop.backends.cuda.geometry import PACK_BYTES
 
-PACK_BYTES, MOST_LANES = 16, 8
+MOST_LANES = 8
 
 STORED = {**sources.FLOATS, "bool": "bool", "int64": "i64"}
 """NumPy's dtype name -> the C++ type in memory."""

@@ -190,9 +190,8 @@ class CudaConvolution(CudaProducts):
     ) -> tuple[tuple[str | None, str, str], geometry.Launch]:
         """The kernels' template arguments, and the launch: 16 bytes of a group's channels for each
         thread where they are whole pieces of 16, and numbers of 32 bits where none is larger."""
-        lanes = 16 // result.dtype.itemsize
-        packed = w.channels // w.groups % lanes == 0
-        launch = geometry.over(result.size // lanes if packed else result.size)
+        lanes = geometry.lanes_of(w.channels // w.groups, result.dtype.itemsize)
+        launch = geometry.over(result.size // lanes)
         largest = max(given.size, result.size, 4 * max(w.axes)) + launch.grid * launch.block
         unsigned = "u32" if largest < 2**31 else "u64"
-        return (self._element(result), unsigned, str(int(packed))), launch
+        return (self._element(result), unsigned, str(int(lanes > 1))), launch

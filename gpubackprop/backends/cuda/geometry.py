@@ -44,6 +44,13 @@ def over_packs(n: int, itemsize: int) -> Launch:
     return over(_ceil(n, PACK_BYTES // itemsize))
 
 
+def lanes_of(neighbours: int, itemsize: int) -> int:
+    """How many neighbours a thread takes at once: 16 bytes of them where `neighbours`, those that
+    lie together, are whole pieces of 16, else one."""
+    lanes = PACK_BYTES // itemsize
+    return 1 if neighbours % lanes else lanes
+
+
 def over_rows(rows: int, cols: int) -> tuple[int, Launch]:
     """Threads that share a row, and a launch for `rows` of `cols` > 0 columns.
 

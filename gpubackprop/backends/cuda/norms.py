@@ -316,8 +316,7 @@ def _as_samples(shape: Shape, groups: int) -> tuple[int, int, int, int]:
 
 def _packs(x: Array) -> int:
     """Neighbouring channels that a thread of ``batch_norm.cu`` takes at once."""
-    lanes = geometry.PACK_BYTES // x.dtype.itemsize
-    return 1 if x.shape[-1] % lanes else lanes
+    return geometry.lanes_of(x.shape[-1], x.dtype.itemsize)
 
 
 def _spans(x: Array, samples: int, rows: int) -> tuple[int, int, geometry.Launch]:

@@ -24,7 +24,7 @@ from gpubackprop.backends.cuda.arrays import DeviceArrays, order_of
 from gpubackprop.backends.cuda.choosing import Chooser
 from gpubackprop.backends.cuda.cudnn import ALIGNMENT, Plan, Policy
 from gpubackprop.backends.cuda.cudnn_graphs import Operation, Tensor
-from gpubackprop.backends.offers import offer_again, taken
+from gpubackprop.backends.offers import offer_again
 from gpubackprop.backends.primitives import Array, Shape
 
 _HALVES = ("float16", "bfloat16")
@@ -344,16 +344,14 @@ class CudnnKernels(DeviceArrays):
     def _heads_wanted(self, shape: Shape, dtype: Any) -> Array | None:
         """What is on offer for heads, as engines may write them; None where nothing is."""
 
-        def fits(out: Array) -> bool:
+        def lies(out: Array) -> bool:
             return (
-                self._is_array(out)
-                and (out.shape, out.dtype) == (shape, dtype)
-                and out.strides[-1] == out.itemsize
+                out.strides[-1] == out.itemsize
                 and all(s > 0 and s % ALIGNMENT == 0 for s in out.strides[:-1])
                 and int(out.data.ptr) % ALIGNMENT == 0
             )
 
-        return taken(fits)
+        return self._wanted(shape, dtype, lies)
 
     def _filters(self, weight: Array) -> Array:
         """(O, C / groups, *kernel) as (O, *kernel, C / groups)."""

@@ -141,6 +141,42 @@ __device__ __forceinline__ double widened(float x) {
   return y;
 }
 
+// f(v) for each i < n, with v the elements i of N arrays, to be added up: AHEAD packs are on their way at once, and which thread has
+// which elements, and in which order, follows from n and the grid alone.
+template <int AHEAD, typename T, int N, typename F>
+__device__ __forceinline__ void take_each(const T* const (&from)[N], i64 n, F f) {
+  typedef typename Wide<T>::type W;
+  constexpr int L = Pack<T>::lanes;
+  W v[N];
+  bool whole = true;
+#pragma unroll
+  for (int a = 0; a < N; ++a) whole = whole && aligned(from[a]);
+  i64 packs = n / L, step = thread_count();
+  for (i64 i = thread_index(); i < packs; i += AHEAD * step) {
+    Pack<T> ahead[AHEAD][N];
+#pragma unroll
+    for (int u = 0; u < AHEAD; ++u)
+      if (i + u * step < packs)
+#pragma unroll
+        for (int a = 0; a < N; ++a) load_pack(ahead[u][a], from[a] + (i + u * step) * L, whole, L);
+#pragma unroll
+    for (int u = 0; u < AHEAD; ++u) {
+      if (i + u * step >= packs) break;
+#pragma unroll
+      for (int k = 0; k < L; ++k) {
+#pragma unroll
+        for (int a = 0; a < N; ++a) v[a] = static_cast<W>(ahead[u][a].item[k]);
+        f(v);
+      }
+    }
+  }
+  for (i64 i = packs * L + thread_index(); i < n; i += step) {
+#pragma unroll
+    for (int a = 0; a < N; ++a) v[a] = static_cast<W>(from[a][i]);
+    f(v);
+  }
+}
+
 struct Plus {
   template <typename W> __device__ W operator()(W a, W b) const { return a + b; }
 };

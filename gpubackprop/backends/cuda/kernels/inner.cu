@@ -5,27 +5,9 @@
 
 template <typename T, int BLOCK> __global__ void inner_product(const T* x, const T* y, double* sums, i64 n) {
   typedef typename Wide<T>::type W;
-  constexpr int LANES = Pack<T>::lanes, AHEAD = 2;
+  const T* const arrays[2] = {x, y};
   double sum = 0;
-  bool whole = aligned(x) && aligned(y);
-  i64 packs = n / LANES, step = thread_count();
-  for (i64 i = thread_index(); i < packs; i += AHEAD * step) {
-    Pack<T> a[AHEAD], b[AHEAD];
-#pragma unroll
-    for (int u = 0; u < AHEAD; ++u)
-      if (i + u * step < packs) {
-        load_pack(a[u], x + (i + u * step) * LANES, whole, LANES);
-        load_pack(b[u], y + (i + u * step) * LANES, whole, LANES);
-      }
-#pragma unroll
-    for (int u = 0; u < AHEAD; ++u) {
-      if (i + u * step >= packs) break;
-#pragma unroll
-      for (int k = 0; k < LANES; ++k) sum = fma(widened(static_cast<W>(a[u].item[k])), widened(static_cast<W>(b[u].item[k])), sum);
-    }
-  }
-  for (i64 i = packs * LANES + thread_index(); i < n; i += thread_count())
-    sum = fma(widened(static_cast<W>(x[i])), widened(static_cast<W>(y[i])), sum);
+  take_each<2>(arrays, n, [&](const W(&v)[2]) { sum = fma(widened(v[0]), widened(v[1]), sum); });
   sum = team_reduce<BLOCK>(sum, Plus());
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }

@@ -1,9 +1,9 @@
 // How the kernels that reduce the rows of (rows, cols) arrays read them. The loader puts this text in front of their files.
 //
 // A thread moves packs of L neighbours: 16 bytes where `cols` is a multiple of as many elements (PACKED), else one element, but for
-// rows that are not kept (uneven.cuh). The
-// packs of a row are dealt out to the threads of its team in turn, so a sum's order follows from the shape alone. Rows of at most
-// TEAM * HELD packs are read once and stay in registers; of longer ones (HELD = 0) a few packs at a time, for each pass anew.
+// rows that are not kept (uneven.cuh). The packs of a row are dealt out to the threads of its team in turn, so a sum's order follows
+// from the shape alone. Rows of at most TEAM * HELD packs are read once and stay in registers; of longer ones (HELD = 0) a few packs
+// at a time, for each pass anew.
 //
 // Few rows of very many columns are cut into `pieces`, each a job of its own, and the kernel runs in stages: the first ones leave in
 // `part` what each piece adds up to, the last one writes. Stage 0 is all of them in one, of rows in one piece.
